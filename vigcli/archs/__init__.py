@@ -1,0 +1,53 @@
+"""Networks: a configuration in, a plain `nn.Module` out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vigcli.config.archs import AnyArch, ArchConfig, BlockSpec, TimmConfig, arch_config
+from vigcli.registry import FAMILIES, resolve
+
+
+def build(
+    arch: str | ArchConfig, overrides: Mapping[str, Any] | None = None, seed: int = 0, device: str = "cpu"
+) -> nn.Module:
+    """A network by name (`mobilevigv2_s`, `timm:fastvit_t8`) or configuration, with weights drawn from `seed`.
+
+    Gives (B, num_classes) logits in evaluation. `overrides` maps configuration paths to values; on the device "meta"
+    no weight is allocated. Raises ConfigError for an unknown name or an unsound configuration.
+    """
+    config = resolved(arch, overrides)
+    if isinstance(config, TimmConfig):
+        from vigcli.archs.external import build_timm
+
+        return build_timm(config.name, config.num_classes, config.resolution, config.in_chans, device)
+    network = resolve(FAMILIES[config.family].network)  # before the device is set: imports must not run under it
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        return network(config)
+
+
+def resolved(arch: str | ArchConfig, overrides: Mapping[str, Any] | None = None) -> AnyArch:
+    """The configuration that a name or configuration means once `overrides` are applied."""
+    config = arch_config(arch) if isinstance(arch, str) else arch
+    return config.changed(overrides) if overrides else config  # type: ignore[return-value]
+
+
+def build_block(family: str, spec: BlockSpec) -> nn.Module:
+    """One block of a family by itself."""
+    return resolve(FAMILIES[family].block)(spec)
+
+
+def inference_form(config: ArchConfig, model: nn.Module) -> nn.Module:
+    """The form that is counted, timed and exported, as an equal copy: deployed, or timm's own re-parameterization."""
+    if isinstance(config, TimmConfig):
+        from vigcli.archs.external import reparameterize
+
+        return reparameterize(model)
+    from vigcli.nn.deploy import deploy
+
+    return deploy(model)

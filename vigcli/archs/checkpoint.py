@@ -1,0 +1,93 @@
+"""Checkpoints: safetensors weights with readable metadata. No pickle is written or read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vigcli.archs import build
+from vigcli.config.checkpoint import CheckpointMeta
+from vigcli.config.load import parse_as
+from vigcli.errors import ConfigError
+from vigcli.files import replacing
+
+_KEY = "vig"
+
+
+class Checkpoint(NamedTuple):
+    """A trained (or drawn) network in its training form, and what is known of it."""
+
+    model: nn.Module
+    meta: CheckpointMeta
+
+
+def save_checkpoint(path: Path | str, model: nn.Module, meta: CheckpointMeta) -> None:
+    """Write weights and metadata, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_tensors(path, tensors, meta.model_dump_json())
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """A checkpoint of ours as a network in evaluation mode. Raises ConfigError for one that is damaged or foreign."""
+    meta = read_meta(path)
+    tensors, _ = load_tensors(path)
+    model = build(meta.arch, device="meta")
+    expected = model.state_dict()
+    for name in expected.keys() | tensors.keys():
+        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
+            raise ConfigError(f"{path}: {name}: does not fit the network that the file names.", _REMAKE)
+    model.load_state_dict(tensors, assign=True)
+    return Checkpoint(model.eval(), meta)
+
+
+_REMAKE = "The file is damaged or was edited: make it again with `vig train` or `vig build`."
+
+
+def read_meta(path: Path | str) -> CheckpointMeta:
+    """A checkpoint's metadata alone."""
+    _, text = _open(path, tensors=False)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is no checkpoint of vig: its metadata cannot be read.", _REMAKE) from error
+    return parse_as(CheckpointMeta, data, str(path))
+
+
+def save_tensors(path: Path | str, tensors: dict[str, Tensor], text: str) -> None:
+    """Named tensors and a text as one safetensors file, whole or not at all."""
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {_KEY: text})
+        except SafetensorError as error:  # it wraps the operating system's complaint
+            raise OSError(str(error)) from error
+
+
+def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], str]:
+    """The tensors and the text of a file that `save_tensors` wrote. Raises ConfigError."""
+    return _open(path, tensors=True)
+
+
+def _open(path: Path | str, tensors: bool) -> tuple[dict[str, Tensor], str]:
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such checkpoint file.", "`vig train` and `vig build -o FILE` write one.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            names = file.keys() if tensors else ()
+            loaded = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{path}: is no safetensors file, or is truncated ({error}).", _REMAKE) from error
+    if _KEY not in metadata:
+        raise ConfigError(f"{path}: is a safetensors file, but no checkpoint of vig.", "Only vig's own files are read.")
+    if any(tensor.is_floating_point() and not torch.isfinite(tensor).all() for tensor in loaded.values()):
+        raise ConfigError(
+            f"{path}: holds weights that are not finite.", "The run diverged: train again with a lower lr."
+        )
+    return loaded, metadata[_KEY]

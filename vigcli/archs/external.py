@@ -1,0 +1,64 @@
+"""Networks of the timm library, built without weights; which of them is measured or searched is the caller's matter."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from vigcli.errors import ConfigError, did_you_mean
+
+
+def build_timm(
+    name: str,
+    num_classes: int = 1000,
+    resolution: int | None = None,
+    in_chans: int = 3,
+    device: str | torch.device | None = None,
+) -> nn.Module:
+    """The timm network `name` in evaluation mode with unfused attention and random weights.
+
+    Args:
+        resolution: image side in pixels, for the networks that fix their grid when they are built; timm's own if None.
+        device: "meta" makes the network without allocating its weights.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise ConfigError(f"timm has no network '{name}'.", did_you_mean(name, timm.list_models()))
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
+    if resolution is not None:
+        options["img_size"] = resolution
+    model = _create(name, options, torch.device(device or "cpu"))
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    return model.eval()
+
+
+def reparameterize(model: nn.Module) -> nn.Module:
+    """A copy in inference form: parallel branches, distillation heads and batch norms merged where timm knows how."""
+    from timm.utils.model import reparameterize_model
+
+    with torch.device(next(model.parameters()).device):  # timm makes the merged layers on the default device
+        return reparameterize_model(copy.deepcopy(model).eval())
+
+
+def _create(name: str, options: dict[str, Any], device: torch.device) -> nn.Module:
+    """Create on the device, or create on the CPU and move where an initialisation reads its own values."""
+    try:
+        with torch.device(device):
+            return _create_here(name, options)
+    except (NotImplementedError, RuntimeError):
+        return _create_here(name, options).to(device)
+
+
+def _create_here(name: str, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=False, **options)
+    except TypeError:  # fully convolutional networks take no image size
+        return timm.create_model(name, pretrained=False, **{k: v for k, v in options.items() if k != "img_size"})

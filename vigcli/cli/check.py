@@ -1,0 +1,63 @@
+"""`vig check`: is a file valid?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vigcli.cli.output import emit_json, say
+from vigcli.config.load import Strict, read_yaml
+from vigcli.errors import UsageError
+
+SCHEMAS = ("recipe", "space", "table")
+
+
+def _load(kind: str, path: str) -> None:
+    from vigcli.config.recipe import load_recipe
+    from vigcli.config.space import load_space
+    from vigcli.latency.table import load_table
+
+    {"recipe": load_recipe, "space": load_space, "table": load_table}[kind](path)
+
+
+def _model(kind: str) -> type[Strict]:
+    from vigcli.config.recipe import Recipe
+    from vigcli.config.space import SearchSpace
+    from vigcli.latency.table import LatencyTable
+
+    return {"recipe": Recipe, "space": SearchSpace, "table": LatencyTable}[kind]
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path())
+@click.option("--schema", type=click.Choice(SCHEMAS), help="Print the JSON Schema of a kind of file, for editors.")
+def command(file: str | None, schema: str | None) -> None:
+    """Validate FILE (a recipe, search space, latency table or checkpoint) and say what it is.
+
+    Example:  vig check my_recipe.yaml
+    """
+    if schema is not None:
+        emit_json(_model(schema).model_json_schema())
+        return
+    if file is None:
+        raise UsageError("nothing to check.", "Name a file, or --schema recipe.")
+    if Path(file).suffix == ".safetensors":
+        from vigcli.archs.checkpoint import load_checkpoint
+
+        load_checkpoint(file)
+        kind = "checkpoint"
+    else:
+        kind = _kind(file)
+        _load(kind, file)
+    say(f"{file}: a valid {kind}.")
+
+
+def _kind(file: str) -> str:
+    """What a YAML file means to be, by the keys that only one kind has."""
+    data, _ = read_yaml(file)
+    keys = set(data) if isinstance(data, dict) else set()
+    for kind, marks in (("table", {"device", "model"}), ("space", {"genes", "base"})):
+        if keys & marks:
+            return kind
+    return "recipe"

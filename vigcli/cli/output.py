@@ -1,0 +1,75 @@
+"""What commands print: data on stdout, talk on stderr; tables, JSON and progress look the same everywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from vigcli.units import format_duration
+
+
+def say(text: str) -> None:
+    """A line of talk, on stderr."""
+    click.echo(text, err=True)
+
+
+def emit_json(value: Any) -> None:
+    """`value` as indented JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
+    """A table on stdout: text columns to the left, columns of figures to the right, never cut or wrapped."""
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
+    right = [bool(cells) and all(row[i][:1] in "-+±0123456789" for row in cells) for i in range(len(columns))]
+
+    def line(row: Sequence[str]) -> str:
+        aligned = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(row, widths, right, strict=True))
+        return "  ".join(aligned).rstrip()
+
+    if title:
+        click.echo(click.style(title, bold=True))
+    click.echo(click.style(line(columns), bold=True))
+    for row in cells:
+        click.echo(line(row))
+
+
+def fields(pairs: Sequence[tuple[str, Any]]) -> None:
+    """Names and values on stdout, one a line."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr that counts what costs; a plain line every 15 s when stderr is no terminal.
+
+    Yields `advance(done, note="")`, to be called with how much is done.
+    """
+    start = last = time.monotonic()
+    tty = sys.stderr.isatty()
+
+    def advance(done: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < (0.2 if tty else 15) and not (tty and done >= total):
+            return
+        last = now
+        rate = done / max(now - start, 1e-9)
+        left = format_duration((total - done) / rate) if rate > 0 else "?"
+        text = f"{what} {done}/{total}  {rate:.1f}/s  {left} left  {note}".rstrip()
+        click.echo(f"\r\033[K{text}" if tty else text, err=True, nl=not tty)
+
+    try:
+        yield advance
+    finally:
+        if tty:
+            click.echo("\r\033[K", err=True, nl=False)

@@ -1,0 +1,33 @@
+"""What a checkpoint says of itself, readable without loading a weight."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from vigcli.config.archs import AnyArch
+from vigcli.config.load import Strict
+from vigcli.config.recipe import Preprocessing
+
+
+class CheckpointMeta(Strict):
+    """The metadata of a checkpoint, stored as one JSON text in the safetensors header.
+
+    Attributes:
+        arch: rebuilds the network.
+        labels: class names in the order of the logits; empty when they are not known.
+        dataset: what it was trained on; null for drawn weights.
+        metrics: figures measured when it was saved (`top1_percent`, `num_images`, ...).
+        parents: hashes of the checkpoints that it was made from.
+        provenance: argv, versions, seed and date of the run that wrote it.
+    """
+
+    format: Literal[1] = 1
+    arch: AnyArch
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing = Preprocessing()
+    dataset: str | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+    provenance: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,301 @@
+"""YAML to frozen pydantic models and back, with `file:line: path` in every complaint.
+
+One path grammar, `stages[0].width`, serves `--set`, search-space keys and error messages. YAML is untrusted: no tags
+that build objects, no aliases, no duplicate keys, and a size limit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from vigcli.errors import ConfigError, UsageError, did_you_mean
+
+MAX_YAML_BYTES = 4_000_000
+_MAX_DEPTH = 40
+Location = tuple[str | int, ...]
+T = TypeVar("T", bound="Strict")
+
+
+class Strict(pydantic.BaseModel):
+    """A frozen configuration: unknown keys, wrong types and non-finite numbers are refused, nothing is coerced."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls: type[T], data: Any) -> T:
+        """Validate plain data (mappings, lists, scalars). Raises pydantic.ValidationError.
+
+        By way of JSON: there the strict mode takes an array for a tuple, but still no "3" for a 3.
+        """
+        return cls.model_validate_json(json.dumps(data))
+
+    def changed(self: T, overrides: Mapping[str, Any]) -> T:
+        """A validated copy with `{path: value}` replaced. Raises ConfigError naming the path."""
+        data = self.model_dump(mode="json")
+        for path, value in overrides.items():
+            set_path(data, path, value)
+        return parse_as(type(self), data)
+
+
+# ---------------------------------------------------------------------------------------------------- paths
+
+
+def split_path(path: str) -> Location:
+    """`stages[0].width` as ('stages', 0, 'width'). Raises UsageError when it is not a path."""
+    if not re.fullmatch(r"[A-Za-z_]\w*(\[\d{1,6}\])*(\.[A-Za-z_]\w*(\[\d{1,6}\])*)*", path):
+        raise UsageError(f"'{path}' is not a path.", "Write it like stages[0].width.")
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", path))
+
+
+def join_path(location: Iterable[str | int]) -> str:
+    """('stages', 0, 'width') as `stages[0].width`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return text.removeprefix(".")
+
+
+def get_path(data: Any, path: str) -> Any:
+    """The value that a path names in plain data. Raises ConfigError with the known keys."""
+    for i, part in enumerate(location := split_path(path)):
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            keys = list(data) if isinstance(data, dict) else []
+            where = join_path(location[:i]) or "the top"
+            raise ConfigError(f"{path}: no such key.", did_you_mean(str(part), keys) or f"Look at {where}.") from None
+    return data
+
+
+def set_path(data: Any, path: str, value: Any) -> None:
+    """Replace the value that a path names in plain data; the last key may be new, and is judged when validated."""
+    *parents, last = split_path(path)
+    target: Any = get_path(data, join_path(parents)) if parents else data
+    if not isinstance(target, dict if isinstance(last, str) else list):
+        raise ConfigError(f"{path}: {join_path(parents)} has no such part.", "Write the path like stages[0].width.")
+    if isinstance(last, int) and last >= len(target):
+        raise ConfigError(f"{path}: there are only {len(target)}.", f"Count from 0 to {len(target) - 1}.")
+    target[last] = value
+
+
+def apply_settings(data: Any, settings: Sequence[str]) -> None:
+    """Apply `--set path=value` items to plain data in place; values are read as YAML."""
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: no '=' in it.", "Write --set stages[0].width=48.")
+        set_path(data, path.strip(), parse_yaml(text, f"--set {path}")[0])
+
+
+# ---------------------------------------------------------------------------------------------------- YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers (`3e-4` is a number) and no dates; everything else is the safe loader's."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, regexp)
+        for tag, regexp in resolvers
+        if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, name: str) -> tuple[Any, dict[Location, int]]:
+    """YAML text as plain data, with the line of every key and item.
+
+    Raises ConfigError with `name:line` for a syntax error, a duplicate key, an alias or a foreign tag.
+    """
+    lines: dict[Location, int] = {}
+
+    def plain(node: yaml.Node, location: Location) -> Any:
+        lines.setdefault(location, node.start_mark.line + 1)
+        where = f"{name}:{node.start_mark.line + 1}"
+        if len(location) > _MAX_DEPTH:
+            raise ConfigError(f"{where}: nested too deep.", f"At most {_MAX_DEPTH} levels.")
+        if isinstance(node, yaml.SequenceNode):
+            return [plain(item, (*location, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            result: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key = key_node.value
+                where = f"{name}:{key_node.start_mark.line + 1}"
+                if not isinstance(key, str) or key == "<<":
+                    raise ConfigError(f"{where}: a key must be a plain word.", "Write key: value.")
+                if key in result:
+                    path = join_path((*location, key))
+                    raise ConfigError(f"{where}: {path}: this key stands twice.", "Keep one of the two.")
+                lines[(*location, key)] = key_node.start_mark.line + 1
+                result[key] = plain(value_node, (*location, key))
+            return result
+        try:
+            return loader.construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"{where}: cannot read '{str(node.value)[:40]}'.", "Use plain YAML values.") from error
+
+    try:
+        for token in yaml.scan(text, Loader=_Loader):
+            if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
+                raise ConfigError(f"{name}:{token.start_mark.line + 1}: aliases are not read.", "Write the value out.")
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            data = plain(node, ()) if node is not None else None
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark is not None else name
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{where}: {problem}.", "Check the YAML syntax.") from error
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deep.", f"At most {_MAX_DEPTH} levels.") from None
+    return data, lines
+
+
+def read_text(path: Path | str) -> str:
+    """A user's text file as UTF-8. Raises ConfigError when it is missing, too large or not text."""
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(MAX_YAML_BYTES + 1)
+        if len(raw) > MAX_YAML_BYTES:
+            size = f"{MAX_YAML_BYTES // 1_000_000} MB"
+            raise ConfigError(f"{path}: larger than {size}.", "This is no configuration file.")
+        return raw.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}.", "Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text.", "This is no configuration file.") from error
+
+
+def read_yaml(path: Path | str) -> tuple[Any, dict[Location, int]]:
+    """A YAML file as plain data, with the line of every key and item."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def load(model: type[T], path: Path | str, settings: Sequence[str] = ()) -> T:
+    """A configuration file as a validated model, `--set` items applied. Raises ConfigError with file:line."""
+    data, lines = read_yaml(path)
+    if data is None:
+        raise ConfigError(f"{path}: is empty.", "`vig cp` gives a file to start from.")
+    if settings:
+        apply_settings(data, settings)
+    return parse_as(model, data, str(path), lines)
+
+
+def parse_as(model: type[T], data: Any, name: str = "", lines: Mapping[Location, int] | None = None) -> T:
+    """Plain data as a validated model; pydantic's complaint becomes one ConfigError."""
+    try:
+        return model.parse(data)
+    except pydantic.ValidationError as error:
+        raise explain(error, model, name, lines or {}) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{name or model.__name__}: {error}.", "Use plain values.") from None
+
+
+def dump(config: Strict) -> str:
+    """A configuration as YAML that `load` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+
+
+# ---------------------------------------------------------------------------------------------------- complaints
+
+
+def explain(
+    error: pydantic.ValidationError, model: type[Strict], name: str, lines: Mapping[Location, int]
+) -> ConfigError:
+    """The first of pydantic's complaints as one sentence with file, line, path and a hint."""
+    complaints = error.errors(include_url=False)
+    complaint = complaints[0]
+    location, fields = _resolve(model, complaint["loc"])
+    path = join_path(location)
+    line = next((lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in lines), None)
+    where = ": ".join(part for part in (f"{name}:{line}" if name and line else name, path) if part)
+    what, hint = _sentence(complaint, location, fields)
+    others = [c for c in complaints[1:] if c["loc"] != complaint["loc"][: len(c["loc"])]]  # not what holds the culprit
+    more = f" (and {len(others)} more)" if others else ""
+    return ConfigError(f"{where}: {what}{more}." if where else f"{what}{more}.", hint)
+
+
+def _sentence(complaint: Any, location: Location, fields: Sequence[str]) -> tuple[str, str]:
+    kind, context = complaint["type"], complaint.get("ctx", {})
+    if kind == "extra_forbidden":
+        return "unknown key", did_you_mean(str(location[-1]), fields)
+    if kind == "missing":
+        return "this key is missing", "Add it, or start from a built-in file with `vig cp`."
+    if kind == "value_error":
+        what, _, hint = str(context.get("error", complaint["msg"])).partition("\n")
+        return what.rstrip("."), hint
+    if kind in ("literal_error", "enum"):
+        return f"must be {context['expected']}, not {_show(complaint['input'])}", ""
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"unknown {context.get('discriminator', 'kind')}", f"Known: {context.get('expected_tags', '')}."
+    text = complaint["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    text = {"an object": "a mapping", "array": "a list", "integer": "an integer", "number": "a number"}.get(text, text)
+    return f"must be {text}, not {_show(complaint['input'])}", ""
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _resolve(model: Any, loc: Sequence[str | int]) -> tuple[Location, list[str]]:
+    """Pydantic's location without the union tags it slips in, and the fields known at its last key."""
+    location: list[str | int] = []
+    fields: list[str] = []
+    for part in loc:
+        model, members = _unwrap(model)
+        fields = list(model.model_fields) if _is_model(model) else []
+        if members and part in members:
+            model = members[part]
+            continue
+        location.append(part)
+        if _is_model(model):
+            field = model.model_fields.get(part)
+            model = field.annotation if field is not None else None
+        else:
+            arguments = typing.get_args(model)
+            model = arguments[-1 if typing.get_origin(model) is dict else 0] if arguments else None
+    return tuple(location), fields
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, pydantic.BaseModel)
+
+
+def _unwrap(model: Any) -> tuple[Any, dict[Any, Any]]:
+    """A type without Annotated and `| None`; a union's members by the tag that pydantic puts into locations."""
+    while typing.get_origin(model) is typing.Annotated:
+        model = typing.get_args(model)[0]
+    if typing.get_origin(model) in (typing.Union, types.UnionType):
+        members = [m for m in typing.get_args(model) if m is not type(None)]
+        if len(members) == 1:
+            return _unwrap(members[0])
+        tags = {}
+        for member in members:
+            if _is_model(member):
+                tags[member.__name__] = member
+                if "family" in member.model_fields:
+                    tags[member.model_fields["family"].default] = member
+            else:
+                tags[getattr(member, "__name__", str(member))] = member
+        return members[0], tags
+    return model, {}

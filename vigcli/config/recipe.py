@@ -1,0 +1,149 @@
+"""Training recipes: what `vig train` reads, and what `vig search` writes for the network that it found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vigcli.config.archs import AnyArch, ArchConfig, arch_config
+from vigcli.config.load import Strict, load
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Preprocessing(Strict):
+    """From a picture to the network's input in evaluation: resize, centre crop, normalize; channels in RGB order.
+
+    Attributes:
+        crop_ratio: side of the centre crop / side of the resized picture.
+        mean, std: of each channel, for pixels in [0, 1].
+    """
+
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+
+
+class Data(Strict):
+    """Where the pictures are.
+
+    Attributes:
+        source: `emoji10` (embedded in the package) or `folder` (train/CLASS/*.jpg and val/CLASS/*.jpg, as ImageNet).
+        root: the folder; `--data` on the command line replaces it.
+        workers: processes that decode; 0 decodes in the main process.
+    """
+
+    source: Literal["emoji10", "folder"] = "folder"
+    root: str | None = None
+    workers: Annotated[int, Field(ge=0, le=64)] = 8
+
+
+class Optimizer(Strict):
+    """AdamW or SGD of timm. `lr` holds at the recipe's batch size; it is not rescaled behind your back."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive
+    weight_decay: NonNegative = 0.05
+    eps: Positive = 1e-8
+    momentum: Ratio = 0.9
+
+
+class Schedule(Strict):
+    """Cosine from `lr` to `min_lr` after a linear warm-up from `warmup_lr`, advanced every step."""
+
+    warmup_epochs: NonNegative = 20
+    cooldown_epochs: NonNegative = 0
+    warmup_lr: NonNegative = 1e-6
+    min_lr: NonNegative = 1e-5
+
+
+class Augment(Strict):
+    """Augmentation by timm.
+
+    Attributes:
+        scale: range of the random crop's share of the picture's area.
+        rand_augment: timm's RandAugment string, or null.
+        mixup, cutmix: their alphas; 0 leaves one out.
+        repeats: how often a picture stands in an epoch's sampling (repeated augmentation); 1 is none.
+    """
+
+    scale: tuple[Ratio, Ratio] = (0.08, 1.0)
+    horizontal_flip: Ratio = 0.5
+    rand_augment: str | None = None
+    color_jitter: Ratio = 0.0
+    erase: Ratio = 0.0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    mixup_switch: Ratio = 0.5
+    repeats: Annotated[int, Field(ge=1, le=8)] = 1
+
+
+class Distillation(Strict):
+    """Hard distillation (DeiT, arXiv:2012.12877): the second head learns the teacher's answer.
+
+    Attributes:
+        teacher: `timm:NAME`.
+        weights: the teacher's safetensors or weights-only .pth; `--teacher-weights` replaces it. Nothing is fetched.
+        alpha: weight of the teacher's part of the loss.
+    """
+
+    teacher: Annotated[str, Field(pattern=r"^timm:[\w.]+$")]
+    weights: str | None = None
+    alpha: Ratio = 0.5
+
+
+class Recipe(Strict):
+    """All that decides a training run, apart from the machine.
+
+    Attributes:
+        arch: a network's name or whole configuration.
+        resolution, num_classes: of training, evaluation and the exported package; they replace the architecture's.
+        batch_size: pictures per optimizer step, over all processes.
+        ema_decay: of the weights' exponential moving average, which is what is evaluated and saved; null for none.
+        precision: `bf16` runs the network's arithmetic under autocast.
+    """
+
+    arch: str | AnyArch
+    resolution: Annotated[int, Field(ge=32, le=1024)] = 224
+    num_classes: Annotated[int, Field(ge=2, le=65536)] = 1000
+    data: Data = Data()
+    preprocessing: Preprocessing = Preprocessing()
+    epochs: Annotated[int, Field(ge=1, le=10000)]
+    batch_size: Annotated[int, Field(ge=1, le=65536)]
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    augment: Augment = Augment()
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    clip_grad_norm: Positive | None = None
+    distillation: Distillation | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _sound(self) -> Recipe:
+        if not isinstance(self.arch, str):
+            for name in ("resolution", "num_classes"):
+                if getattr(self.arch, name) != getattr(self, name):
+                    raise ValueError(f"arch.{name} is {getattr(self.arch, name)}, but {name} is {getattr(self, name)}")
+        if self.schedule.warmup_epochs + self.schedule.cooldown_epochs >= self.epochs:
+            raise ValueError("warm-up and cool-down leave no epoch to train")
+        return self
+
+    def arch_config(self) -> ArchConfig:
+        """The network's configuration at the recipe's resolution and classes. Raises ConfigError."""
+        arch = arch_config(self.arch) if isinstance(self.arch, str) else self.arch
+        return arch.changed({"resolution": self.resolution, "num_classes": self.num_classes})
+
+
+def load_recipe(path: Path | str, settings: tuple[str, ...] = ()) -> Recipe:
+    """A recipe file as a validated recipe whose network can be built. Raises ConfigError."""
+    recipe = load(Recipe, path, settings)
+    recipe.arch_config()
+    return recipe

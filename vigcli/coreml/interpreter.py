@@ -1,0 +1,412 @@
+"""Runs a CoreML ML Program in torch on any OS, operation by operation, to check a package where CoreML is not.
+
+It says what the file says. It has never been compared with Apple's runtime, whose kernels may round elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vigcli.coreml.apple import coremltools
+from vigcli.coreml.ops import OPS, Op
+from vigcli.coreml.ops.const import TensorType, WeightFiles, decode
+from vigcli.errors import ConfigError
+
+Precision = Literal["stored", "fp32"]
+Tap = Callable[["OpInfo", Tensor], None]
+
+COMPRESSED_WEIGHT = "constexpr_"
+SMALLEST_BATCH = 16
+# Where a program of batch 1 writes that 1 down as a constant.
+BATCH_PARAMETERS = {"reshape": "shape", "slice_by_index": "end", "slice_by_size": "size"}
+AXIS_PARAMETERS = ("axis", "axes")
+REEXPORT_HINT = "Export the package again, or copy it again: a copy or a download may have been cut short."
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """An input or an output of a package."""
+
+    name: str
+    kind: Literal["image", "tensor", "label", "probabilities"]
+    type: TensorType | None
+    color: Literal["RGB", "BGR", "GRAYSCALE"] | None = None
+
+    @property
+    def shape(self) -> tuple[int | None, ...] | None:
+        return self.type.shape if self.type else None
+
+
+@dataclass(frozen=True)
+class OpInfo:
+    """One result of one operation; an operation with two results has two."""
+
+    name: str
+    op_type: str
+    type: TensorType | None
+    inputs: tuple[str, ...]
+
+
+@dataclass
+class Step:
+    """An operation, ready to run: what is constant is converted, the rest is looked up by name."""
+
+    op: Op
+    constants: dict[str, Any]
+    variables: dict[str, list[str]]
+    outputs: tuple[OpInfo, ...]
+    last_uses: tuple[str, ...] = ()
+
+    def __call__(self, values: Mapping[str, Any], replaced: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+        arguments = {name: self.op.convert(name, [values[v] for v in names]) for name, names in self.variables.items()}
+        results = self.op.function(**{**self.constants, **(replaced or {})}, **arguments)
+        return results if isinstance(results, tuple) else (results,)
+
+
+class BatchMixed(Exception):
+    """A result has another shape than a batch of the program's own result has: the images cannot run together."""
+
+
+@dataclass
+class Program:
+    """An ML Program with its weights; `load` reads one, `run` evaluates it, `predict` scores many images."""
+
+    path: Path
+    inputs: list[Feature]
+    outputs: list[Feature]
+    metadata: dict[str, str]
+    op_counts: Counter[str]
+    steps: list[Step]
+    constants: dict[str, Any] = field(repr=False)
+    batch_size: int = 1
+
+    @classmethod
+    def load(cls, path: str | Path) -> Program:
+        """Read an .mlpackage; one that is damaged, of another kind or beyond the known operations is a ConfigError."""
+        path = Path(path)
+        model_path = _model_path(path)
+        model = _parse_model(path, model_path)
+        try:
+            function, block = _main_function(model)
+        except DAMAGE as error:
+            raise ConfigError(f"{path}: its model description is damaged: {error}.", REEXPORT_HINT) from error
+        _refuse_unknown_operations(path, block)
+        builder = _Builder(WeightFiles(model_path.parent / "weights"))
+        for operation in block.operations:
+            try:
+                builder.add(operation)
+            except DAMAGE as error:
+                names = ", ".join(output.name for output in operation.outputs)
+                raise ConfigError(f"{path}: {operation.type} '{names}' is damaged: {error}.", REEXPORT_HINT) from error
+        try:
+            return builder.build(path, model.description, function, block)
+        except DAMAGE as error:
+            raise ConfigError(f"{path}: its model description is damaged: {error}.", REEXPORT_HINT) from error
+
+    @property
+    def operations(self) -> list[OpInfo]:
+        """What a tap sees, in order: every result that depends on the inputs."""
+        return [output for step in self.steps for output in step.outputs]
+
+    def run(
+        self, inputs: Mapping[str, Tensor | np.ndarray], *, precision: Precision = "stored", tap: Tap | None = None
+    ) -> dict[str, Any]:
+        """The outputs by name: tensors, and for a classifier the label and the probability of every label.
+
+        An image is RGB, 0..255, (1, 3, H, W), whatever the order of the channels that the package expects.
+        precision: 'stored' rounds to fp16 what the program keeps in fp16, as a device does; 'fp32' does not.
+        """
+        self._check_precision(precision)
+        values = {**self.constants}
+        for feature in self.inputs:
+            if feature.name not in inputs:
+                raise ConfigError(f"{self.path}: the input '{feature.name}' is not given.")
+            values[feature.name] = self._prepare(feature, torch.as_tensor(inputs[feature.name]), precision)
+        self._evaluate(self.steps, values, precision, tap)
+        return {output.name: values[output.name] for output in self.outputs}
+
+    def predict(self, images: Tensor, *, precision: Precision = "stored") -> Tensor:
+        """(B, 3, H, W) -> (B, num_classes): what a classifier ranks, or the only output; in batches where that is
+        the same as one by one."""
+        self._check_precision(precision)
+        if len(self.inputs) != 1:
+            raise ConfigError(f"{self.path}: it has {len(self.inputs)} inputs; images go into one.")
+        steps, result = self._scores()
+        scores: list[Tensor] = []
+        while (done := sum(len(s) for s in scores)) < len(images):
+            batch = images[done : done + self.batch_size]
+            size = self.batch_size if len(batch) == self.batch_size else 1
+            try:
+                scores.append(self._predict_together(batch[:size], steps, result, precision))
+            except BatchMixed:
+                self.batch_size = 1
+        return torch.cat(scores)
+
+    def _predict_together(self, images: Tensor, steps: list[Step], result: str, precision: Precision) -> Tensor:
+        feature = self.inputs[0]
+        values = {**self.constants, feature.name: self._prepare(feature, images, precision, batch=len(images))}
+        self._evaluate(steps, values, precision, batch=len(images), keep=result)
+        return values[result].reshape(len(images), -1)
+
+    def _scores(self) -> tuple[list[Step], str]:
+        """The steps that make the scores of the classes, and the name of the scores."""
+        for step in self.steps:
+            if step.op.name == "classify":
+                return [s for s in self.steps if s is not step], step.variables["probabilities"][0]
+        if len(self.outputs) != 1:
+            raise ConfigError(f"{self.path}: it has {len(self.outputs)} outputs; scores need one, or class labels.")
+        return self.steps, self.outputs[0].name
+
+    def _check_precision(self, precision: str) -> None:
+        if precision not in get_args(Precision):
+            raise ConfigError(f"precision '{precision}' is not one of {', '.join(get_args(Precision))}.")
+
+    def _prepare(self, feature: Feature, value: Tensor, precision: Precision, batch: int = 1) -> Tensor:
+        assert feature.type is not None
+        if not _fits(value.shape, feature.type.shape, batch):
+            due = " x ".join("any" if size is None else str(size) for size in feature.type.shape)
+            given = " x ".join(map(str, value.shape))
+            raise ConfigError(f"{self.path}: the input '{feature.name}' is {due}, not {given}.")
+        if not feature.type.dtype.startswith("fp"):
+            return value.int()
+        if feature.color == "BGR":
+            value = value.flip(1)
+        return _rounded(value.float(), feature.type, precision)
+
+    @torch.no_grad()
+    def _evaluate(
+        self,
+        steps: list[Step],
+        values: dict[str, Any],
+        precision: Precision,
+        tap: Tap | None = None,
+        batch: int = 1,
+        keep: str | None = None,
+    ) -> None:
+        """Fill `values` with every result; results that nobody asks for any more are dropped."""
+        for step in steps:
+            results = self._apply(step, values, batch)
+            for info, result in zip(step.outputs, results, strict=True):
+                if isinstance(result, Tensor):
+                    if batch > 1 and info.type and not _fits(result.shape, info.type.shape, batch):
+                        raise BatchMixed(info.name)
+                    result = _rounded(result, info.type, precision)
+                    if tap is not None:
+                        tap(info, result)
+                values[info.name] = result
+            for name in step.last_uses:
+                if name != keep:
+                    del values[name]
+
+    def _apply(self, step: Step, values: dict[str, Any], batch: int) -> tuple[Any, ...]:
+        try:
+            return step(values, _widened(step, batch) if batch > 1 else None)
+        except DAMAGE as error:
+            if batch > 1:
+                raise BatchMixed(step.outputs[0].name) from error
+            raise ConfigError(f"{self.path}: {step.op.name} '{step.outputs[0].name}' does not run: {error}.") from error
+
+
+def _fits(actual: Iterable[int], declared: tuple[int | None, ...], batch: int) -> bool:
+    """Whether a shape is the declared one, its leading 1 standing for the batch."""
+    actual = tuple(actual)
+    if batch > 1:
+        declared = (batch, *declared[1:]) if declared[:1] == (1,) else (-1,)
+    return len(actual) == len(declared) and all(d is None or a == d for a, d in zip(actual, declared, strict=True))
+
+
+def _rounded(x: Tensor, type_: TensorType | None, precision: Precision) -> Tensor:
+    if precision == "stored" and type_ is not None and type_.dtype == "fp16" and x.is_floating_point():
+        return x.half().float()
+    return x
+
+
+def _widened(step: Step, batch: int) -> dict[str, Any]:
+    """The constants of a step in which a leading 1 is the batch, with the batch in its place."""
+    name = BATCH_PARAMETERS.get(step.op.name)
+    sizes = step.constants.get(name) if name else None
+    return {name: [batch, *sizes[1:]]} if name and isinstance(sizes, list) and sizes[0] == 1 else {}
+
+
+class _Builder:
+    """Turns the operations of a program into steps, evaluating what depends on constants alone (the weights)."""
+
+    def __init__(self, weights: WeightFiles):
+        self.weights = weights
+        self.constants: dict[str, Any] = {}
+        self.types: dict[str, TensorType | None] = {}
+        self.steps: list[Step] = []
+        self.op_counts: Counter[str] = Counter()
+
+    def add(self, operation: Any) -> None:
+        for output in operation.outputs:
+            self.types[output.name] = TensorType.of(output.type)
+        if operation.type == "const":
+            self.constants[operation.outputs[0].name] = decode(operation.attributes["val"], self.weights)
+            return
+        self.op_counts[operation.type] += 1
+        step = self._step(operation)
+        if step.variables:
+            if operation.type.startswith(COMPRESSED_WEIGHT):
+                raise ValueError("its weights are not constant")
+            self.steps.append(step)
+            return
+        for info, value in zip(step.outputs, step({}), strict=True):
+            self.constants[info.name] = _rounded(value, info.type, "stored")
+
+    def _step(self, operation: Any) -> Step:
+        op = OPS[operation.type]
+        constants, variables = dict(op.defaults), {}
+        for parameter, argument in operation.inputs.items():
+            if parameter not in op.parameters:
+                raise ValueError(f"its parameter '{parameter}' is unknown")
+            names = [self._name(binding) for binding in argument.arguments]
+            constants.pop(parameter, None)
+            if all(name in self.constants for name in names):
+                constants[parameter] = op.convert(parameter, [self.constants[name] for name in names])
+            else:
+                variables[parameter] = names
+        missing = op.parameters.keys() - constants.keys() - variables.keys()
+        if missing:
+            raise ValueError(f"its parameter '{min(missing)}' is missing")
+        sources = tuple(name for names in variables.values() for name in names)
+        outputs = tuple(OpInfo(o.name, operation.type, self.types[o.name], sources) for o in operation.outputs)
+        return Step(op, constants, variables, outputs)
+
+    def _name(self, binding: Any) -> str:
+        """The name of an argument; one that is written in place gets a name of its own."""
+        if binding.WhichOneof("binding") == "name":
+            return binding.name
+        name = f"value {len(self.constants)}"
+        self.constants[name] = decode(binding.value, self.weights)
+        return name
+
+    def build(self, path: Path, description: Any, function: Any, block: Any) -> Program:
+        for given in function.inputs:
+            self.types[given.name] = TensorType.of(given.type)
+        known = self.types.keys() | self.constants.keys()
+        sources = {name for step in self.steps for info in step.outputs for name in info.inputs}
+        absent = (sources | set(block.outputs)) - known
+        if absent:
+            raise ValueError(f"nothing computes '{min(absent)}'")
+        inputs = [_feature(f, self.types[f.name]) for f in description.input]
+        outputs = [_feature(f, self.types[f.name]) for f in description.output]
+        self._mark_last_uses({output.name for output in outputs})
+        used = sources | {output.name for output in outputs}
+        constants = {name: value for name, value in self.constants.items() if name in used}
+        metadata = _metadata(description.metadata)
+        return Program(path, inputs, outputs, metadata, self.op_counts, self.steps, constants, self._batch_size())
+
+    def _mark_last_uses(self, outputs: set[str]) -> None:
+        seen = outputs | self.constants.keys()
+        for step in reversed(self.steps):
+            mine = {info.name for info in step.outputs} | set(step.outputs[0].inputs)
+            step.last_uses = tuple(mine - seen)
+            seen |= mine
+
+    def _batch_size(self) -> int:
+        """A size that is no dimension of any tensor, so that a batch which gets mixed up shows in a shape; 1 where an
+        operation works along the batch itself, which no shape would show."""
+        for step in self.steps:
+            names = (*step.outputs[0].inputs, step.outputs[0].name)
+            rank = max(len(type_.shape) for type_ in map(self.types.get, names) if type_)
+            if any(axis % max(rank, 1) == 0 for axis in _axes(step)):
+                return 1
+        sizes = {size for type_ in self.types.values() if type_ for size in type_.shape}
+        return next(size for size in range(SMALLEST_BATCH, SMALLEST_BATCH + len(sizes) + 1) if size not in sizes)
+
+
+def _axes(step: Step) -> list[int]:
+    axes = [step.constants.get(name) for name in AXIS_PARAMETERS]
+    return [axis for given in axes if given is not None for axis in (given if isinstance(given, list) else [given])]
+
+
+def _model_path(path: Path) -> Path:
+    """Where the manifest says that the model is; never outside the package."""
+    if not path.is_dir() or not (path / "Manifest.json").is_file():
+        raise ConfigError(f"{path} is not an .mlpackage.", "Give a folder that has a Manifest.json.")
+    try:
+        manifest = json.loads((path / "Manifest.json").read_bytes())
+        location = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+        model_path = path / "Data" / location
+        inside = model_path.resolve().is_relative_to(path.resolve())
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: its Manifest.json is damaged.", REEXPORT_HINT) from error
+    if not inside:
+        raise ConfigError(f"{path}: its Manifest.json points outside the package.", REEXPORT_HINT)
+    if not model_path.is_file():
+        raise ConfigError(f"{path}: its model Data/{location} is missing.", REEXPORT_HINT)
+    return model_path
+
+
+def _parse_model(path: Path, model_path: Path) -> Any:
+    """The model's message; only ML Programs are accepted."""
+    model = coremltools().proto.Model_pb2.Model()
+    from google.protobuf.message import DecodeError  # comes with coremltools
+
+    try:
+        model.ParseFromString(model_path.read_bytes())
+    except DecodeError as error:
+        raise ConfigError(f"{path}: its {model_path.name} is damaged.", REEXPORT_HINT) from error
+    kind = model.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise ConfigError(
+            f"{path} is not an ML Program but a model of type {kind}.",
+            "Convert with convert_to='mlprogram'; neural networks and pipelines are not supported.",
+        )
+    return model
+
+
+def _main_function(model: Any) -> tuple[Any, Any]:
+    """The function that a prediction calls, and its block of operations."""
+    name = model.description.defaultFunctionName or "main"
+    if name not in model.mlProgram.functions:
+        raise ValueError(f"it has no function '{name}'")
+    function = model.mlProgram.functions[name]
+    if function.opset not in function.block_specializations:
+        raise ValueError(f"it has no operations for '{function.opset}'")
+    return function, function.block_specializations[function.opset]
+
+
+def _refuse_unknown_operations(path: Path, block: Any) -> None:
+    unknown = sorted({operation.type for operation in block.operations} - OPS.keys() - {"const"})
+    if unknown:
+        raise ConfigError(
+            f"{path} has operations that the interpreter does not know: {', '.join(unknown)}.",
+            "Only the operations of this project's kinds of networks are covered.",
+        )
+
+
+def _feature(message: Any, type_: TensorType | None) -> Feature:
+    kind = message.type.WhichOneof("Type")
+    if kind == "imageType" and type_ is not None:
+        image = message.type.imageType
+        color = image.ColorSpace.Name(image.colorSpace).removesuffix("_FLOAT16")
+        return Feature(message.name, "image", type_, color)
+    if kind == "dictionaryType":
+        return Feature(message.name, "probabilities", None)
+    if kind in ("stringType", "int64Type"):
+        return Feature(message.name, "label", None)
+    if kind != "multiArrayType" or type_ is None:
+        raise ValueError(f"'{message.name}' is of type {kind}")
+    return Feature(message.name, "tensor", type_)
+
+
+def _metadata(message: Any) -> dict[str, str]:
+    own = {
+        "author": message.author,
+        "license": message.license,
+        "version": message.versionString,
+        "description": message.shortDescription,
+    }
+    return {**message.userDefined, **own}

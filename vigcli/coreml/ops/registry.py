@@ -1,0 +1,62 @@
+"""The table of operations, and how an argument reaches one: as a tensor, or as the plain Python value it stands for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+Function = Callable[..., Any]
+
+OPS: dict[str, Op] = {}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: its function, the annotation of every parameter, and the defaults of the optional ones."""
+
+    name: str
+    function: Function
+    parameters: dict[str, Any]
+    defaults: dict[str, Any]
+
+    def convert(self, parameter: str, values: list[Any]) -> Any:
+        """The values bound to a parameter, as its annotation asks for them."""
+        annotation = self.parameters[parameter]
+        if annotation == list[Tensor]:
+            return values
+        if len(values) != 1:
+            raise ValueError(f"'{parameter}' takes one value, not {len(values)}")
+        return _as(annotation, values[0])
+
+
+def op(name: str, function: Function | None = None) -> Any:
+    """Register a function under the name of an operation: `@op("conv")`, or `op("relu", relu)`."""
+
+    def register(function: Function) -> Function:
+        hints = get_type_hints(function)
+        signature = inspect.signature(function).parameters
+        defaults = {p.name: p.default for p in signature.values() if p.default is not inspect.Parameter.empty}
+        OPS[name] = Op(name, function, {p: _without_none(hints[p]) for p in signature}, defaults)
+        return function
+
+    return register if function is None else register(function)
+
+
+def _without_none(annotation: Any) -> Any:
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    return kinds[0] if isinstance(annotation, UnionType) and len(kinds) == 1 else annotation
+
+
+def _as(annotation: Any, value: Any) -> Any:
+    if annotation is Any or not isinstance(value, Tensor):
+        return value
+    if annotation in (int, float, bool):
+        return annotation(value.item())
+    if get_origin(annotation) is list:
+        return [get_args(annotation)[0](number) for number in value.flatten().tolist()]
+    return value

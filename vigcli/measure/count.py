@@ -1,0 +1,46 @@
+"""Parameter counts in the three forms that matter, without allocating a weight."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from vigcli.archs import build, inference_form
+from vigcli.config.archs import ArchConfig, TimmConfig
+from vigcli.nn.deploy import deploy
+
+
+class ParamCounts(NamedTuple):
+    """Parameters: in training, at inference as papers count (one head, branches merged, norms kept), and deployed."""
+
+    total: int
+    inference: int
+    deployed: int
+
+
+def num_params(model: nn.Module) -> int:
+    """Parameters of a module, buffers left out."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_params(config: ArchConfig) -> ParamCounts:
+    """The three counts of a network, on the meta device."""
+    model = build(config, device="meta")
+    deployed = num_params(inference_form(config, model))
+    inference = deployed if isinstance(config, TimmConfig) else num_params(deploy(model, keep_norm=True))
+    return ParamCounts(num_params(model), inference, deployed)
+
+
+def thop_macs(config: ArchConfig) -> int:
+    """MACs by thop on the training form, for comparison: it adds batch norm and misses functional matmul."""
+    import thop
+
+    model = build(config, device="meta")
+    shape = (1, config.in_chans, config.resolution, config.resolution)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for each module type
+        macs, _ = thop.profile(model.eval(), (torch.empty(shape, device="meta"),), verbose=False)
+    return int(macs)

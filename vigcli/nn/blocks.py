@@ -1,0 +1,89 @@
+"""Convolution blocks of the mobile ViG families; graph blocks are in `graph.py`, classifiers in `heads.py`."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from vigcli.nn.deploy import Foldable, fold_norm, scale_output
+
+
+class ConvNorm(Foldable):
+    """Convolution with bias, then batch norm: (B, C_in, H, W) -> (B, C_out, H', W')."""
+
+    def __init__(self, in_chans: int, out_chans: int, kernel: int = 1, stride: int = 1, groups: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, out_chans, kernel, stride, kernel // 2, groups=groups)
+        self.norm = nn.BatchNorm2d(out_chans)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+    def fold(self, keep_norm: bool) -> nn.Module:
+        return self if keep_norm else fold_norm(self.conv, self.norm)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel (CaiT, arXiv:2103.17239)."""
+
+    def __init__(self, width: int, init_value: float = 1e-5):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), init_value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma[:, None, None]
+
+
+class ScaledBranch(Foldable):
+    """Layer scale and drop path around a residual branch whose last layer is a convolution."""
+
+    def __init__(self, branch: nn.Sequential, width: int, drop_path: float = 0.0):
+        super().__init__()
+        self.branch = branch
+        self.layer_scale: nn.Module = LayerScale(width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.layer_scale(self.branch(x)))
+
+    def fold(self, keep_norm: bool) -> nn.Module:
+        if not keep_norm:
+            assert isinstance(self.layer_scale, LayerScale)
+            self.branch[-1] = scale_output(self.branch[-1], self.layer_scale.gamma)
+            self.layer_scale = nn.Identity()
+        return self
+
+
+def feed_forward(width: int, expansion: int) -> nn.Sequential:
+    """Two 1x1 convolutions with batch norm, GELU between (MobileViGv2 Eq. 3)."""
+    hidden = expansion * width
+    return nn.Sequential(ConvNorm(width, hidden), nn.GELU(), ConvNorm(hidden, width))
+
+
+class InvertedResidual(ScaledBranch):
+    """1x1 expansion, depthwise 3x3, 1x1 projection, with layer scale (MobileViGv2 Fig. 2a)."""
+
+    def __init__(self, in_shape: tuple[int, int, int], expansion: int, drop_path: float = 0.0):
+        width, hidden = in_shape[0], expansion * in_shape[0]
+        branch = nn.Sequential(
+            ConvNorm(width, hidden), nn.GELU(), ConvNorm(hidden, hidden, 3, groups=hidden), nn.GELU(),
+            ConvNorm(hidden, width),
+        )  # fmt: skip
+        super().__init__(branch, width, drop_path)
+
+
+class Stem(nn.Sequential):
+    """Two 3x3 convolutions of stride 2 with batch norm and GELU: (B, 3, H, W) -> (B, C, H/4, W/4)."""
+
+    def __init__(self, in_shape: tuple[int, int, int], width: int):
+        super().__init__(
+            ConvNorm(in_shape[0], width // 2, 3, 2), nn.GELU(), ConvNorm(width // 2, width, 3, 2), nn.GELU()
+        )
+
+
+class Downsample(ConvNorm):
+    """A 3x3 convolution of stride 2 with batch norm: (B, C_in, H, W) -> (B, C_out, H/2, W/2)."""
+
+    def __init__(self, in_shape: tuple[int, int, int], width: int):
+        super().__init__(in_shape[0], width, 3, 2)

@@ -1,0 +1,46 @@
+"""Classifiers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vigcli.nn.blocks import ConvNorm
+from vigcli.nn.deploy import Foldable
+
+
+class MeanOfHeads(Foldable):
+    """Two 1x1 classifiers, the second for distillation.
+
+    Training gives both logits, evaluation their mean, which is one classifier with the mean of the weights.
+    """
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.fc = nn.Conv2d(width, num_classes, 1)
+        self.fc_dist = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits, distilled = self.fc(x).flatten(1), self.fc_dist(x).flatten(1)  # (B, C, 1, 1) -> (B, num_classes)
+        return (logits, distilled) if self.training else (logits + distilled) / 2
+
+    def fold(self, keep_norm: bool) -> nn.Module:
+        merged = nn.Conv2d(self.fc.in_channels, self.fc.out_channels, 1).to(self.fc.weight)
+        for name, mean in merged.named_parameters():
+            mean.copy_((self.fc.get_parameter(name).double() + self.fc_dist.get_parameter(name).double()) / 2)
+        return nn.Sequential(merged, nn.Flatten())
+
+
+class Head(nn.Sequential):
+    """Global average pool, 1x1 convolution with batch norm and GELU, classifier: (B, C, H, W) -> (B, num_classes)."""
+
+    def __init__(self, in_shape: tuple[int, int, int], width: int, num_classes: int, distilled: bool):
+        pool = nn.AdaptiveAvgPool2d(1)  # (B, C, H, W) -> (B, C, 1, 1)
+        single = nn.Sequential(nn.Conv2d(width, num_classes, 1), nn.Flatten())
+        classifier = MeanOfHeads(width, num_classes) if distilled else single
+        super().__init__(pool, ConvNorm(in_shape[0], width), nn.GELU(), classifier)
+
+
+def mean_of_heads(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """One (B, num_classes) tensor of what a network with one or two heads gives."""
+    return torch.stack(output).mean(0) if isinstance(output, tuple) else output
