@@ -37,9 +37,11 @@ def resolved(arch: str | ArchConfig, overrides: Mapping[str, Any] | None = None)
     return config.changed(overrides) if overrides else config  # type: ignore[return-value]
 
 
-def build_block(family: str, spec: BlockSpec) -> nn.Module:
+def build_block(family: str, spec: BlockSpec, device: str = "cpu") -> nn.Module:
     """One block of a family by itself."""
-    return resolve(FAMILIES[family].block)(spec)
+    block = resolve(FAMILIES[family].block)
+    with torch.device(device):
+        return block(spec)
 
 
 def inference_form(config: ArchConfig, model: nn.Module) -> nn.Module:

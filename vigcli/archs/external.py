@@ -34,7 +34,7 @@ def build_timm(
     model = _create(name, options, torch.device(device or "cpu"))
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            vars(module)["fused_attn"] = False
     return model.eval()
 
 

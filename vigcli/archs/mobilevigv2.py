@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -81,14 +79,6 @@ class MobileViGv2(nn.Module):
             if spec.kind == "graph":
                 rates.pop(0)
         return nn.Sequential(*blocks)
-
-    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
-        """(path, module) of every block, in the order of `config.blocks()`."""
-        yield "stem", self.stem
-        for i, stage in enumerate(self.stages):
-            for j, block in enumerate(stage):
-                yield f"stages[{i}].blocks[{j}]", block
-        yield "head", self.head
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(x)))

@@ -49,23 +49,26 @@ def fields(pairs: Sequence[tuple[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr that counts what costs; a plain line every 15 s when stderr is no terminal.
+def progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """Progress on stderr that counts what costs: a line in place on a terminal, else a plain line every 15 s.
 
-    Yields `advance(done, note="")`, to be called with how much is done.
+    Yields `advance(what, done, total, note)`.
     """
     start = last = time.monotonic()
+    current = ""
     tty = sys.stderr.isatty()
 
-    def advance(done: int, note: str = "") -> None:
-        nonlocal last
+    def advance(what: str, done: int, total: int, note: str = "") -> None:
+        nonlocal start, last, current
         now = time.monotonic()
-        if now - last < (0.2 if tty else 15) and not (tty and done >= total):
+        if what != current:
+            start, current = now, what
+        if now - last < (0.2 if tty else 15):
             return
         last = now
         rate = done / max(now - start, 1e-9)
-        left = format_duration((total - done) / rate) if rate > 0 else "?"
-        text = f"{what} {done}/{total}  {rate:.1f}/s  {left} left  {note}".rstrip()
+        left = f"{rate:.3g}/s  {format_duration((total - done) / rate)} left" if rate > 0 else ""
+        text = f"{what} {done}/{total}  {left}  {note}".rstrip()
         click.echo(f"\r\033[K{text}" if tty else text, err=True, nl=not tty)
 
     try:

@@ -30,6 +30,14 @@ class BlockSpec(NamedTuple):
         return f"{self.kind}[{options}] {'x'.join(map(str, self.in_shape))}"
 
 
+class StageShape(NamedTuple):
+    """What the shape rules of a search look at."""
+
+    depth: int  # blocks, a downsampling convolution left out
+    graph_depth: int  # graph blocks among them
+    width: int  # channels
+
+
 class ArchConfig(Strict):
     """What every family has: the input, the classes, and blocks in segments.
 
@@ -45,6 +53,10 @@ class ArchConfig(Strict):
 
     def segments(self) -> tuple[tuple[BlockSpec, ...], ...]:
         """The blocks in the order in which they run: stem, stages, head."""
+        raise NotImplementedError
+
+    def stage_shapes(self) -> tuple[StageShape, ...]:
+        """The shape of every stage: `segments()` without stem and head."""
         raise NotImplementedError
 
     def blocks(self) -> tuple[BlockSpec, ...]:
@@ -119,6 +131,9 @@ class MobileViGv2Config(ArchConfig):
     def grids(self) -> tuple[int, ...]:
         """Tokens a side in each stage: strides 4, 8, 16, 32, rounded up."""
         return tuple(-(-self.resolution // stride) for stride in (4, 8, 16, 32))
+
+    def stage_shapes(self) -> tuple[StageShape, ...]:
+        return tuple(StageShape(s.local_depth + s.graph_depth, s.graph_depth, s.width) for s in self.stages)
 
     def segments(self) -> tuple[tuple[BlockSpec, ...], ...]:
         first = BlockSpec("stem", (self.in_chans, self.resolution, self.resolution), (("width", self.stages[0].width),))

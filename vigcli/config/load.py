@@ -97,25 +97,34 @@ def apply_settings(data: Any, settings: Sequence[str]) -> None:
 # ---------------------------------------------------------------------------------------------------- YAML
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers (`3e-4` is a number) and no dates; everything else is the safe loader's."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, regexp)
-        for tag, regexp in resolvers
-        if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+# The scalars of the YAML 1.2 core schema: `3e-4` is a number, `010`, `12:30`, `off` and `2024-01-01` are words.
+_SCALARS = {
+    "bool": (r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "null": (r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    "int": (r"[-+]?(0|[1-9][0-9]*)$", "-+0123456789"),
+    "float": (
+        r"([-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+        "-+0123456789.",
     ),
-    list("-+0123456789."),
-)
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with the scalars of YAML 1.2."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would take for something else than text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+for _tag, (_regexp, _first) in _SCALARS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_regexp), list(_first))
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, dict[Location, int]]:
@@ -212,7 +221,12 @@ def parse_as(model: type[T], data: Any, name: str = "", lines: Mapping[Location,
 
 def dump(config: Strict) -> str:
     """A configuration as YAML that `load` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that `parse_yaml` reads back to equal data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
 # ---------------------------------------------------------------------------------------------------- complaints

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from vigcli.config.archs import ArchConfig, arch_config
-from vigcli.config.load import Strict, get_path, join_path, parse_as, read_yaml, set_path
+from vigcli.config.load import Strict, get_path, parse_as, read_yaml, set_path
 from vigcli.errors import ConfigError
 
 Choice = int | float | bool | str
@@ -35,10 +35,18 @@ class SearchSpace(Strict):
         """The number of networks, shape rules aside."""
         return math.prod(len(choices) for choices in self.genes.values())
 
-    def config(self, base: ArchConfig, choices: Sequence[int]) -> ArchConfig:
+    def config(self, base: ArchConfig, candidate: Sequence[int]) -> ArchConfig:
         """The configuration that a candidate (an index into every gene's choices) stands for."""
-        values = {path: options[i] for (path, options), i in zip(self.genes.items(), choices, strict=True)}
+        values = {path: choices[i] for (path, choices), i in zip(self.genes.items(), candidate, strict=True)}
         return base.changed(values)
+
+    def nearest_choice(self, data: Any, path: str) -> int:
+        """The index of a gene's choice that is nearest to the value that plain data has there."""
+        value, choices = get_path(data, path), self.genes[path]
+        if value in choices:
+            return choices.index(value)
+        numbers = [c for c in choices if isinstance(c, int | float)]
+        return choices.index(min(numbers, key=lambda c: abs(c - value))) if len(numbers) == len(choices) else 0
 
     def sound_at(self, base: ArchConfig) -> SearchSpace:
         """The space without the choices that the base's resolution does not bear, such as a reach that links nothing.
@@ -91,16 +99,11 @@ def load_space(path: Path | str) -> SearchSpace:
     return space
 
 
-def nearest(space: SearchSpace, config: ArchConfig) -> tuple[int, ...] | None:
-    """A configuration as a candidate of the space, or None when one of its values is no choice or it differs elsewhere."""
+def encode(space: SearchSpace, base: ArchConfig, config: ArchConfig) -> tuple[int, ...] | None:
+    """A configuration as a candidate (an index into every gene's choices), or None when it is not in the space."""
     data = config.model_dump(mode="json")
-    indices = []
-    for path, choices in space.genes.items():
-        value = get_path(data, path)
-        if value not in choices:
-            return None
-        indices.append(choices.index(value))
-    return tuple(indices)
-
-
-__all__ = ["SearchSpace", "TrainedShapes", "join_path", "load_space", "nearest"]
+    values = [get_path(data, path) for path in space.genes]
+    if any(value not in choices for value, choices in zip(values, space.genes.values(), strict=True)):
+        return None
+    candidate = tuple(choices.index(v) for v, choices in zip(values, space.genes.values(), strict=True))
+    return candidate if space.config(base, candidate) == config else None

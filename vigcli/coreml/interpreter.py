@@ -135,27 +135,36 @@ class Program:
         self._evaluate(self.steps, values, precision, tap)
         return {output.name: values[output.name] for output in self.outputs}
 
-    def predict(self, images: Tensor, *, precision: Precision = "stored") -> Tensor:
-        """(B, 3, H, W) -> (B, num_classes): what a classifier ranks, or the only output; in batches where that is
-        the same as one by one."""
+    def predict(self, images: Tensor, *, precision: Precision = "stored", tap: Tap | None = None) -> Tensor:
+        """(B, 3, H, W) -> (B, num_classes): what a classifier ranks, or the only output.
+
+        Images run together where that is the same as one by one; a tap then sees the results of a batch, and those of
+        a batch that had to be given up twice.
+        """
         self._check_precision(precision)
         if len(self.inputs) != 1:
             raise ConfigError(f"{self.path}: it has {len(self.inputs)} inputs; images go into one.")
+        if not len(images):
+            raise ConfigError(f"{self.path}: there are no images to predict.")
         steps, result = self._scores()
         scores: list[Tensor] = []
-        while (done := sum(len(s) for s in scores)) < len(images):
-            batch = images[done : done + self.batch_size]
-            size = self.batch_size if len(batch) == self.batch_size else 1
+        done = 0
+        while done < len(images):
+            # Only a full batch has the size that shows a mix-up; what is left over runs one by one.
+            size = self.batch_size if done + self.batch_size <= len(images) else 1
             try:
-                scores.append(self._predict_together(batch[:size], steps, result, precision))
+                scores.append(self._predict_together(images[done : done + size], steps, result, precision, tap))
+                done += size
             except BatchMixed:
                 self.batch_size = 1
         return torch.cat(scores)
 
-    def _predict_together(self, images: Tensor, steps: list[Step], result: str, precision: Precision) -> Tensor:
+    def _predict_together(
+        self, images: Tensor, steps: list[Step], result: str, precision: Precision, tap: Tap | None
+    ) -> Tensor:
         feature = self.inputs[0]
         values = {**self.constants, feature.name: self._prepare(feature, images, precision, batch=len(images))}
-        self._evaluate(steps, values, precision, batch=len(images), keep=result)
+        self._evaluate(steps, values, precision, tap, len(images), keep=result)
         return values[result].reshape(len(images), -1)
 
     def _scores(self) -> tuple[list[Step], str]:
@@ -266,10 +275,14 @@ class _Builder:
 
     def _step(self, operation: Any) -> Step:
         op = OPS[operation.type]
+        unknown = {*operation.inputs, *operation.attributes} - {"name"} - op.parameters.keys()
+        if unknown:
+            raise ValueError(f"its parameter '{min(unknown)}' is unknown")
         constants, variables = dict(op.defaults), {}
+        # iOS 16's compressed weights keep their numbers here; everything else has inputs.
+        for parameter in op.parameters.keys() & {*operation.attributes}:
+            constants[parameter] = op.convert(parameter, [decode(operation.attributes[parameter], self.weights)])
         for parameter, argument in operation.inputs.items():
-            if parameter not in op.parameters:
-                raise ValueError(f"its parameter '{parameter}' is unknown")
             names = [self._name(binding) for binding in argument.arguments]
             constants.pop(parameter, None)
             if all(name in self.constants for name in names):

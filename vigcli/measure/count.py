@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from vigcli.archs import build, inference_form
-from vigcli.config.archs import ArchConfig, TimmConfig
+from vigcli.archs import build, build_block, inference_form
+from vigcli.config.archs import ArchConfig, BlockSpec, TimmConfig
+from vigcli.latency.trace import OpTrace
+from vigcli.measure.trace import trace
 from vigcli.nn.deploy import deploy
 
 
@@ -44,3 +47,26 @@ def thop_macs(config: ArchConfig) -> int:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for each module type
         macs, _ = thop.profile(model.eval(), (torch.empty(shape, device="meta"),), verbose=False)
     return int(macs)
+
+
+class BlockCount(NamedTuple):
+    """One block by itself: its parameters in training and deployed, and what its deployed form runs."""
+
+    spec: BlockSpec
+    params: int
+    params_deployed: int
+    deployed: OpTrace
+
+
+@functools.lru_cache(maxsize=4096)
+def count_block(family: str, spec: BlockSpec) -> BlockCount:
+    """Count and trace one block, on the meta device."""
+    block = nn.Sequential(build_block(family, spec, "meta"))  # in a container, so that it can be replaced
+    deployed = deploy(block)
+    return BlockCount(spec, num_params(block), num_params(deployed), trace(deployed, spec.in_shape))
+
+
+@functools.lru_cache(maxsize=4096)
+def training_trace(family: str, spec: BlockSpec) -> OpTrace:
+    """What a block runs with both heads, as scores count it."""
+    return trace(build_block(family, spec, "meta"), spec.in_shape)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -47,6 +48,7 @@ _NAMES = {
     "product": "addmm mm bmm baddbmm addmv mv",
 }
 _KIND_OF = {name: kind for kind, names in _NAMES.items() for name in names.split()}
+_KIND_OF_OP = {"bn": "elt", "relu": "elt", "act": "elt", "affine": "elt", "copy": "perm"}  # the others keep theirs
 _SLICES = ("split", "split_with_sizes", "slice")
 _WEIGHTED = ("dense", "pw", "dw", "grp", "lin")
 _LAYERS = (*_WEIGHTED, "mm")
@@ -93,7 +95,7 @@ def trace(model: nn.Module, input_shape: Sequence[int], blocks: Mapping[str, nn.
     dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
     image = torch.empty(shape, dtype=dtype, device="meta")
     recorder.start(image)
-    with torch.no_grad(), recorder:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:  # attention op by op, its matmuls counted
         twin(image)
     nodes = recorder.nodes
     return OpTrace(tuple(_capture(nodes)), tuple(_fuse(nodes)), max((node.depth for node in nodes), default=0))
@@ -204,21 +206,17 @@ def _describe_convolution(node: _Node, groups: int, transposed: bool) -> None:
 def _describe_product(node: _Node) -> None:
     """A product with constants is a linear layer, of two activations a matmul; an added bias is left out."""
     left, right = node.inputs[-2:]
+    if node.constant:
+        node.kind = "elt"
+        return
     node.macs = left.num * (right.shape[-1] if len(right.shape) > 1 else 1)
     node.kind = "lin" if left.constant or right.constant else "mm"
     node.inputs = tuple(x for x in (left, right) if not x.constant)
     node.weight_bytes = sum(x.out_bytes for x in (left, right) if x.constant)
 
 
-def _op(node: _Node, kind: str, act_bytes: int) -> Op:
-    return Op(kind, act_bytes, node.weight_bytes, node.macs, node.block)
-
-
-_KIND_OF_OP = {"bn": "elt", "relu": "elt", "act": "elt", "affine": "elt", "copy": "perm"}
-
-
 def _op(node: _Node, act_bytes: int | None = None) -> Op:
-    moved = sum(x.out_bytes for x in node.inputs) + node.out_bytes if act_bytes is None else act_bytes
+    moved = node.in_bytes + node.out_bytes if act_bytes is None else act_bytes
     return Op(_KIND_OF_OP.get(node.kind, node.kind), moved, node.weight_bytes, node.macs, node.block)
 
 
@@ -265,7 +263,7 @@ def _fuse(nodes: Iterable[_Node]) -> list[Op]:
     maker: dict[_Node, int] = {}  # the op that a value comes from
     for node in nodes:
         varying = [x for x in node.inputs if not x.constant]
-        if node.constant or not varying or (node.kind == "copy" and _origin(varying[0]).kind == "perm"):
+        if node.constant or not varying:
             continue
         latest = max(varying, key=lambda x: maker.get(x, -1))
         index = maker.get(latest, -1)
@@ -273,7 +271,7 @@ def _fuse(nodes: Iterable[_Node]) -> list[Op]:
         if extra is not None:
             ops[index] = ops[index]._replace(act_bytes=ops[index].act_bytes + extra)
             maker[node] = index
-        elif not _is_free(node):
+        elif not (_is_free(node) or (node.kind == "copy" and _origin(varying[0]).kind == "perm")):
             maker[node] = len(ops)
             ops.append(_op(node, 2 * node.out_bytes if node.name in _SLICES else None))
     return ops
@@ -292,8 +290,7 @@ def _extra_bytes(node: _Node, latest: _Node, varying: Sequence[_Node], maker_kin
         return 0
     if node.kind != "affine":
         return None
-    if len(varying) == 1:
-        return sum(x.out_bytes for x in node.inputs if x.constant)
-    if maker_kind in (*_LAYERS, "pool") and latest.shape == node.shape:
-        return sum(x.out_bytes for x in node.inputs) - latest.out_bytes
-    return None
+    extra = node.in_bytes - latest.out_bytes
+    if len(varying) == 1 and extra < node.out_bytes:  # a scalar or one value a channel
+        return extra
+    return extra if maker_kind in (*_LAYERS, "pool") and latest.shape == node.shape else None

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vigcli.config.load import dump_yaml
 from vigcli.errors import ConfigError, UsageError, VigError
 from vigcli.files import write_text
 
@@ -46,7 +45,7 @@ def new_run(job: str, folder: Path | str | None = None, root: Path | str = "runs
 
 def write_run_file(run: Path, record: Mapping[str, Any]) -> None:
     """Write a run's `run.yaml`."""
-    write_text(run / RUN_FILE, yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True))
+    write_text(run / RUN_FILE, dump_yaml(dict(record)))
 
 
 def newest(names: Iterable[str], what: str, hint: str, root: Path | str = "runs") -> Path:

@@ -24,6 +24,11 @@ def leaky_relu(x: Tensor, alpha: float = 0.01) -> Tensor:
     return F.leaky_relu(x, alpha)
 
 
+@op("thresholded_relu")
+def thresholded_relu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    return torch.where(x >= alpha, x, 0.0)
+
+
 @op("prelu")
 def prelu(x: Tensor, alpha: Tensor) -> Tensor:
     return F.prelu(x, alpha)

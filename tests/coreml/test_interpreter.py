@@ -1,0 +1,407 @@
+"""The interpreter on whole networks: it agrees with torch, it shows planted faults, and it refuses damaged packages."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vigcli.coreml.apple import coremltools
+from vigcli.coreml.interpreter import OpInfo, Program
+from vigcli.errors import ConfigError
+
+pytest.importorskip("coremltools", exc_type=ImportError)
+SIZE = 32
+
+
+class Net(nn.Module):
+    """Small, with what the networks of this project have: a slice of a concat, max-relative links, an average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.mix = nn.Conv2d(32, 64, 1)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.stem(x))
+        shifted = torch.cat([x[:, :, -2:], x[:, :, :-2]], 2)
+        x = torch.cat([x, torch.maximum(shifted, x) - x], 1)
+        x = F.gelu(self.mix(x))
+        return self.head(x.mean((2, 3)))
+
+
+@functools.cache
+def net() -> nn.Module:
+    return Net().eval()
+
+
+def image(batch: int = 1, size: int = SIZE, seed: int = 0) -> Tensor:
+    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def export(module: nn.Module, path: Path, *, precision: str = "FLOAT32", size: int = SIZE, **options: Any) -> Any:
+    ct = coremltools()
+    example = image(size=size)
+    options.setdefault("inputs", [ct.TensorType(name="x", shape=example.shape)])
+    options.setdefault("minimum_deployment_target", ct.target.iOS17)
+    model = ct.convert(torch.jit.trace(module, example), compute_precision=getattr(ct.precision, precision), **options)
+    model.save(str(path))
+    return model
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packages") / "net.mlpackage"
+    export(net(), path)
+    return path
+
+
+@pytest.fixture
+def copy(package: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(package, tmp_path / "copy.mlpackage"))
+
+
+def outcome(program: Program, x: Tensor, **options: Any) -> Tensor:
+    (result,) = program.run({program.inputs[0].name: x}, **options).values()
+    return result
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def decibels(actual: Tensor, expected: Tensor) -> float:
+    return float(10 * torch.log10(expected.square().sum() / (actual - expected).square().sum()))
+
+
+def timm_net(name: str, **options: Any) -> nn.Module:
+    import timm
+    from timm.utils.model import reparameterize_model
+
+    torch.manual_seed(0)
+    return reparameterize_model(timm.create_model(name, num_classes=10, **options).eval()).eval()
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("mobilenetv3_small_050", 64),
+        pytest.param("repvit_m0_9", 64, marks=pytest.mark.slow),
+        pytest.param("fastvit_t8", 64, marks=pytest.mark.slow),
+        pytest.param("mobilevitv2_050", 64, marks=pytest.mark.slow),
+        pytest.param("mobilevit_xxs", 64, marks=pytest.mark.slow),
+        pytest.param("levit_128s", 224, marks=pytest.mark.slow),
+    ],
+)
+def test_agrees_with_torch_on_networks_of_timm(name: str, size: int, tmp_path: Path) -> None:
+    module, x = timm_net(name), image(2, size)
+    with torch.no_grad():
+        expected = module(x)
+    export(module, tmp_path / "fp32.mlpackage", size=size)
+    export(module, tmp_path / "fp16.mlpackage", size=size, precision="FLOAT16")
+    single, half = Program.load(tmp_path / "fp32.mlpackage"), Program.load(tmp_path / "fp16.mlpackage")
+    assert relative_error(outcome(single, x[:1]), expected[:1]) < 1e-5
+    assert relative_error(single.predict(x), expected) < 1e-5
+    assert 30 < decibels(half.predict(x), expected) < 100
+    assert decibels(half.predict(x, precision="fp32"), expected) > 30
+
+
+def test_stored_precision_is_half_and_shows(tmp_path: Path) -> None:
+    export(net(), tmp_path / "half.mlpackage", precision="FLOAT16")
+    program, x = Program.load(tmp_path / "half.mlpackage"), image()
+    seen: list[tuple[OpInfo, Tensor]] = []
+    stored = outcome(program, x, tap=lambda info, value: seen.append((info, value)))
+    assert [info for info, _ in seen] == program.operations
+    half = [value for info, value in seen if info.type and info.type.dtype == "fp16"]
+    assert half
+    assert all(torch.equal(value, value.half().float()) for value in half)
+    assert not torch.equal(stored, outcome(program, x, precision="fp32"))
+    assert decibels(stored, net()(x)) > 30
+
+
+def test_half_overflows_as_on_a_device(tmp_path: Path) -> None:
+    class Big(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 300 * 300).mean((2, 3))
+
+    export(Big(), tmp_path / "big.mlpackage", precision="FLOAT16")
+    program = Program.load(tmp_path / "big.mlpackage")
+    assert outcome(program, torch.ones(1, 3, SIZE, SIZE)).isinf().any()
+    assert outcome(program, torch.ones(1, 3, SIZE, SIZE), precision="fp32").isfinite().all()
+
+
+def test_describes_the_package(package: Path) -> None:
+    program = Program.load(package)
+    assert [(f.name, f.kind, f.shape) for f in program.inputs] == [("x", "tensor", (1, 3, SIZE, SIZE))]
+    assert [f.shape for f in program.outputs] == [(1, 5)]
+    assert program.op_counts["conv"] == 2
+    assert program.op_counts["maximum"] == 1
+    assert "const" not in program.op_counts
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_the_same_as_one_by_one(package: Path) -> None:
+    program, x = Program.load(package), image(2 * 17 + 3)
+    assert program.batch_size > 1
+    with torch.no_grad():
+        torch.testing.assert_close(program.predict(x), net()(x), rtol=1e-5, atol=1e-6)
+    assert program.batch_size > 1
+
+
+class Folds(nn.Module):
+    """Moves channels in front of the images, as MobileViT's unfolding does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0] * 3, 4, -1).softmax(2).amax(1).reshape(x.shape[0], -1)
+
+
+class AcrossImages(nn.Module):
+    """Pointless for one image, and changes no shape: only the axis tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).softmax(0) * x.flatten(1)
+
+
+@pytest.mark.parametrize("module", [Folds(), AcrossImages()], ids=["folds", "across images"])
+def test_images_that_cannot_run_together_run_one_by_one(module: nn.Module, tmp_path: Path) -> None:
+    export(module, tmp_path / "n.mlpackage")
+    program, x = Program.load(tmp_path / "n.mlpackage"), image(20)
+    expected = torch.cat([module(one[None]) for one in x])
+    torch.testing.assert_close(program.predict(x), expected, rtol=1e-5, atol=1e-6)
+    assert program.batch_size == 1
+
+
+# --- inputs and outputs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("color", ["RGB", "BGR"])
+def test_an_image_is_rgb_whatever_the_package_wants(color: str, tmp_path: Path) -> None:
+    ct = coremltools()
+    given = ct.ImageType(
+        name="picture",
+        shape=(1, 3, SIZE, SIZE),
+        scale=1 / 127.5,
+        bias=[-1, -0.9, -0.8],
+        color_layout=getattr(ct.colorlayout, color),
+    )
+    export(net(), tmp_path / "image.mlpackage", inputs=[given])
+    program, x = Program.load(tmp_path / "image.mlpackage"), (image() * 255).round()
+    assert (program.inputs[0].kind, program.inputs[0].color) == ("image", color)
+    ordered = x if color == "RGB" else x.flip(1)
+    expected = net()(ordered / 127.5 - torch.tensor([1, 0.9, 0.8]).reshape(3, 1, 1))
+    assert relative_error(outcome(program, x), expected) < 1e-5
+
+
+@pytest.mark.parametrize("labels", [list("abcde"), [10, 20, 30, 40, 50]], ids=["strings", "integers"])
+def test_a_classifier_names_its_classes(labels: list[Any], tmp_path: Path) -> None:
+    ct = coremltools()
+    model = export(net(), tmp_path / "c.mlpackage", classifier_config=ct.ClassifierConfig(labels))
+    model.author, model.license, model.version, model.short_description = "A", "L", "1.2", "What it does"
+    model.user_defined_metadata["accuracy"] = "0.5"
+    model.save(str(tmp_path / "c.mlpackage"))
+    program, x = Program.load(tmp_path / "c.mlpackage"), image(2)
+    expected = net()(x)
+    label, scores = program.run({"x": x[:1]}).values()
+    assert label == labels[int(expected[0].argmax())]
+    assert list(scores) == labels
+    assert np.allclose(list(scores.values()), expected[0].detach(), atol=1e-5)
+    assert [output.kind for output in program.outputs] == ["label", "probabilities"]
+    assert relative_error(program.predict(x), expected) < 1e-5
+    wanted = {"author": "A", "license": "L", "version": "1.2", "description": "What it does", "accuracy": "0.5"}
+    assert wanted.items() <= program.metadata.items()
+
+
+def test_says_which_input_is_wrong(package: Path) -> None:
+    program = Program.load(package)
+    with pytest.raises(ConfigError, match="'x' is not given"):
+        program.run({"y": image()})
+    with pytest.raises(ConfigError, match="'x' is 1 x 3 x 32 x 32, not 1 x 3 x 16 x 16"):
+        program.run({"x": image(size=16)})
+    with pytest.raises(ConfigError, match="precision 'int4'"):
+        program.run({"x": image()}, precision="int4")  # type: ignore[arg-type]
+
+
+# --- compressed packages --------------------------------------------------------------------------------------------
+
+
+def compress(kind: str, model: Any) -> Any:
+    optimize = coremltools().optimize.coreml
+    configs = {
+        "linear": lambda: optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=0),
+        "palette": lambda: optimize.OpPalettizerConfig(mode="kmeans", nbits=4, weight_threshold=0),
+        "prune": lambda: optimize.OpMagnitudePrunerConfig(target_sparsity=0.5, weight_threshold=0),
+    }
+    functions = {
+        "linear": optimize.linear_quantize_weights,
+        "palette": optimize.palettize_weights,
+        "prune": optimize.prune_weights,
+    }
+    return functions[kind](model, optimize.OptimizationConfig(global_config=configs[kind]()))
+
+
+@pytest.mark.parametrize("target", ["iOS16", "iOS18"])
+@pytest.mark.parametrize(("kind", "at_least"), [("linear", 35), ("palette", 15), ("prune", 5)])
+def test_compressed_weights_are_those_that_coremltools_expands(
+    kind: str, at_least: float, target: str, tmp_path: Path
+) -> None:
+    ct = coremltools()
+    model = export(net(), tmp_path / "net.mlpackage", minimum_deployment_target=getattr(ct.target, target))
+    small = compress(kind, model)
+    small.save(str(tmp_path / "small.mlpackage"))
+    optimized = Program.load(tmp_path / "small.mlpackage")
+    assert any(op.startswith("constexpr_") for op in optimized.op_counts)
+    ct.optimize.coreml.decompress_weights(small).save(str(tmp_path / "large.mlpackage"))
+    x = image()
+    expanded = outcome(Program.load(tmp_path / "large.mlpackage"), x)
+    assert relative_error(outcome(optimized, x), expanded) < 1e-5
+    assert decibels(outcome(optimized, x), net()(x)) > at_least
+
+
+# --- planted faults -------------------------------------------------------------------------------------------------
+
+
+def edit(path: Path, change: Any) -> None:
+    """Rewrite the model's message in place."""
+    model_path = path / "Data/com.apple.CoreML/model.mlmodel"
+    model = coremltools().proto.Model_pb2.Model.FromString(model_path.read_bytes())
+    change(model)
+    model_path.write_bytes(model.SerializeToString())
+
+
+def operations(model: Any) -> Any:
+    function = model.mlProgram.functions["main"]
+    return function.block_specializations[function.opset].operations
+
+
+def swap_maximum(model: Any) -> None:
+    next(o for o in operations(model) if o.type == "maximum").type = "minimum"
+
+
+def move_slice(model: Any) -> None:
+    """Rows 1 to 15 instead of 0 to 14: the shape stays."""
+    last = [o for o in operations(model) if o.type == "slice_by_index"][-1]
+    for parameter in ("begin", "end"):
+        name = last.inputs[parameter].arguments[0].name
+        const = next(o for o in operations(model) if o.outputs[0].name == name)
+        const.attributes["val"].immediateValue.tensor.ints.values[2] += 1
+
+
+def scale_weight(path: Path) -> None:
+    """One number of one convolution, by 1 %."""
+    weights = path / "Data/com.apple.CoreML/weights/weight.bin"
+    content = bytearray(weights.read_bytes())
+    head = net().head.weight.detach().numpy()
+    place = content.find(head.tobytes())
+    assert place > 0
+    largest = int(np.abs(head).argmax())
+    content[place + 4 * largest : place + 4 * largest + 4] = (head.flat[largest] * np.float32(1.01)).tobytes()
+    weights.write_bytes(content)
+
+
+@pytest.mark.parametrize("fault", ["weight", "maximum", "slice"])
+def test_a_planted_fault_shows(fault: str, copy: Path) -> None:
+    if fault == "weight":
+        scale_weight(copy)
+    else:
+        edit(copy, {"maximum": swap_maximum, "slice": move_slice}[fault])
+    x = image()
+    assert relative_error(outcome(Program.load(copy), x), net()(x)) > 1e-4
+
+
+# --- damaged and foreign packages -----------------------------------------------------------------------------------
+
+
+def refused(path: Path, match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        Program.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+
+
+def test_refuses_what_is_no_package(tmp_path: Path) -> None:
+    refused(tmp_path / "absent.mlpackage", "is not an .mlpackage")
+    refused(tmp_path, "is not an .mlpackage")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [b"", b"{", b"[]", b"\xff\xfe", b"{}", b'{"rootModelIdentifier": []}', b"[" * 100_000,
+     b'{"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": 3}}}'],
+)  # fmt: skip
+def test_refuses_a_damaged_manifest(manifest: bytes, copy: Path) -> None:
+    (copy / "Manifest.json").write_bytes(manifest)
+    refused(copy, "Manifest.json is damaged")
+
+
+def test_refuses_a_manifest_that_points_elsewhere(copy: Path) -> None:
+    manifest = json.loads((copy / "Manifest.json").read_text())
+    manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"] = "../../other/model.mlmodel"
+    (copy / "Manifest.json").write_text(json.dumps(manifest))
+    refused(copy, "points outside")
+
+
+def test_refuses_missing_files(copy: Path) -> None:
+    shutil.rmtree(copy / "Data/com.apple.CoreML/weights")
+    refused(copy, "weights/weight.bin is missing")
+    (copy / "Data/com.apple.CoreML/model.mlmodel").unlink()
+    refused(copy, "model.mlmodel is missing")
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])
+def test_refuses_truncated_files(share: float, copy: Path) -> None:
+    for name in ("weights/weight.bin", "model.mlmodel"):
+        path = copy / "Data/com.apple.CoreML" / name
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ConfigError):
+            Program.load(copy)
+        path.write_bytes(content)
+
+
+def test_bytes_at_random_load_or_are_refused(copy: Path) -> None:
+    """Never another exception, whatever byte is wrong."""
+    model_path = copy / "Data/com.apple.CoreML/model.mlmodel"
+    content, chance = model_path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        model_path.write_bytes(damaged)
+        try:
+            program = Program.load(copy)
+            program.run({program.inputs[0].name: image()})
+        except ConfigError:
+            pass
+
+
+def test_refuses_other_kinds_of_models(copy: Path) -> None:
+    edit(copy, lambda model: model.neuralNetwork.SetInParent())
+    refused(copy, "not an ML Program but a model of type neuralNetwork")
+    edit(copy, lambda model: model.pipeline.SetInParent())
+    refused(copy, "type pipeline")
+
+
+def test_names_the_operations_it_does_not_know(copy: Path) -> None:
+    def change(model: Any) -> None:
+        operations(model)[-1].type = "lstm"
+        next(o for o in operations(model) if o.type == "conv").type = "magic"
+
+    edit(copy, change)
+    refused(copy, "does not know: lstm, magic")

@@ -1,0 +1,233 @@
+"""Pictures: what is read, what is refused, and what a picture's augmentation depends on."""
+
+from __future__ import annotations
+
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vigcli.config.recipe import Augment, Data, Preprocessing, Recipe
+from vigcli.errors import ConfigError, UnavailableError
+from vigcli.train import data as data_module
+from vigcli.train.data import (
+    check_classes,
+    epoch_batches,
+    eval_batches,
+    eval_pixels,
+    eval_transform,
+    load_split,
+    normalize,
+    open_data,
+    steps_per_epoch,
+    train_batches,
+)
+
+EMOJI = Data(source="emoji10", workers=0)
+PREPROCESSING = Preprocessing()
+
+
+def recipe(**changes: object) -> Recipe:
+    plain = {"arch": "mobilevigv2_ti", "resolution": 96, "num_classes": 10, "epochs": 2, "batch_size": 8,
+             "data": {"source": "emoji10", "workers": 0}, "optimizer": {"lr": 1e-3}, "schedule": {"warmup_epochs": 1},
+             "augment": {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5}}  # fmt: skip
+    return Recipe.parse(plain | changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes, three pictures each of other sizes and formats; one lies deeper."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            for i, name in enumerate(("a.JPEG", "b.png", "deep/c.webp")):
+                path = tmp_path / split / label / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = generator.integers(0, 256, (50 + 40 * i, 120, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path, path.suffix[1:])
+        (tmp_path / split / "cat" / "notes.txt").write_text("no picture")
+        (tmp_path / split / "cat" / "._a.jpg").write_text("no picture either")
+    return tmp_path
+
+
+def folder_data(root: Path, workers: int = 0) -> Data:
+    return Data(root=str(root), workers=workers)
+
+
+def test_embedded_pictures_are_all_there() -> None:
+    train, val = open_data(EMOJI, "train"), open_data(EMOJI, "val")
+    assert (len(train), len(val)) == (1278, 319)
+    assert train.labels == val.labels == tuple(sorted(train.labels))
+    check_classes(train, 10)
+    image, target = train[0]
+    assert image.mode == "RGB"
+    assert train.labels[target] == "animal"
+
+
+def test_folder_is_read_as_imagenet(folder: Path) -> None:
+    pictures = open_data(folder_data(folder), "train")
+    assert pictures.labels == ("cat", "dog")
+    assert len(pictures) == 6
+    assert [pictures[i][1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_no_root_and_a_missing_split_say_what_to_pass(folder: Path) -> None:
+    with pytest.raises(UnavailableError) as missing:
+        open_data(Data(), "train")
+    assert "--data /path/to/imagenet" in missing.value.hint
+    with pytest.raises(UnavailableError, match="test: no such folder") as missing:
+        open_data(folder_data(folder), "test")
+    assert "train/ and val/" in missing.value.hint
+
+
+def test_a_folder_for_the_embedded_set_is_not_ignored(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.source"):
+        open_data(Data(source="emoji10", root=str(folder)), "train")
+
+
+def test_pictures_outside_class_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "a.png").touch()
+    with pytest.raises(ConfigError, match="no class folders"):
+        open_data(folder_data(tmp_path), "val")
+    (tmp_path / "val" / "cat").mkdir()
+    with pytest.raises(ConfigError, match="cat: holds no picture"):
+        open_data(folder_data(tmp_path), "val")
+
+
+def test_classes_are_checked(folder: Path) -> None:
+    pictures = open_data(folder_data(folder), "val")
+    with pytest.raises(ConfigError, match="holds 2 classes, but the network has 10") as mismatch:
+        check_classes(pictures, 10)
+    assert "num_classes=2" in mismatch.value.hint
+    with pytest.raises(ConfigError, match="dog, wolf"):
+        check_classes(pictures, 2, ("cat", "wolf"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_picture_is_named(folder: Path, workers: int) -> None:
+    path = folder / "val" / "dog" / "b.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ConfigError, match=r"dog/b\.png: cannot be read as a picture") as corrupt:
+        list(eval_batches(open_data(folder_data(folder), "val"), PREPROCESSING, 32, batch_size=2, workers=workers))
+    assert "Replace or remove" in corrupt.value.hint
+    assert "Traceback" not in str(corrupt.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"RIFF\x10\x00\x00\x00WEBPVP8 "])
+def test_what_is_no_picture_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "val" / "cat" / "a.JPEG").write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read as a picture"):
+        open_data(folder_data(folder), "val")[0]
+
+
+def test_a_corrupt_member_of_the_zip_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "emoji10.zip", "w") as file:
+        file.writestr("train/food/0001.webp", b"RIFF")
+    monkeypatch.setattr(data_module, "embedded", lambda name: tmp_path / name)
+    with pytest.raises(ConfigError, match=r"^emoji10\.zip:train/food/0001\.webp: "):
+        open_data(EMOJI, "train")[0]
+    (tmp_path / "emoji10.zip").write_bytes(b"PK")
+    with pytest.raises(UnavailableError, match="embedded pictures cannot be read"):
+        open_data(EMOJI, "train")
+
+
+def test_decompression_bombs_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = open_data(folder_data(folder), "val")
+    for limit in (5000, 1000):  # PIL warns above the limit and fails above twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ConfigError, match="cannot be read as a picture"):
+            pictures[0]
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_pixels_normalized_are_the_evaluation_transform(folder: Path, interpolation: str) -> None:
+    preprocessing = Preprocessing(
+        interpolation=interpolation, crop_ratio=0.875, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
+    )
+    pictures = open_data(folder_data(folder), "val")
+    images = [pictures[i][0] for i in range(len(pictures))]
+    pixels = eval_pixels(images, preprocessing, 96)
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (6, 3, 96, 96)
+    expected = torch.stack([eval_transform(preprocessing, 96)(image) for image in images])
+    assert torch.equal(normalize(pixels, preprocessing), expected)
+    batches = list(eval_batches(pictures, preprocessing, 96, batch_size=4))
+    assert [len(labels) for _, labels in batches] == [4, 2]
+    assert torch.equal(torch.cat([x for x, _ in batches]), pixels)
+
+
+def test_evaluation_resizes_the_shorter_side_and_crops_the_centre() -> None:
+    ramp = np.tile(np.arange(100, dtype=np.uint8)[None, :, None], (50, 1, 3))  # grows to the right
+    pixels = eval_pixels([Image.fromarray(ramp)], Preprocessing(crop_ratio=1.0), 50)[0]
+    assert torch.equal(pixels, torch.arange(25, 75, dtype=torch.uint8).expand(3, 50, 50))
+
+
+def test_a_limit_takes_pictures_of_all_classes() -> None:
+    pixels, labels = load_split(EMOJI, "val", PREPROCESSING, 32, limit=60)
+    assert pixels.shape == (60, 3, 32, 32)
+    assert len(labels.unique()) == 10
+    assert len(load_split(EMOJI, "val", PREPROCESSING, 32, limit=10**6)[1]) == 319
+
+
+def test_augmentation_depends_on_neither_workers_nor_start_nor_global_state() -> None:
+    pictures = open_data(EMOJI, "train")
+    few = recipe(batch_size=400)
+    whole = list(train_batches(few, pictures, 1))
+    random.seed(5)
+    torch.manual_seed(5)
+    in_workers = few.changed({"data.workers": 2})
+    for part in (train_batches(few, pictures, 1, start=2), train_batches(in_workers, pictures, 1, start=2)):
+        (x, target), = part
+        assert torch.equal(x, whole[2][0])
+        assert torch.equal(target, whole[2][1])
+    other = next(iter(train_batches(few, pictures, 0)))
+    assert not torch.equal(other[0], whole[0][0])
+
+
+def test_augmentation_leaves_the_global_state_alone() -> None:
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    next(iter(train_batches(recipe(), open_data(EMOJI, "train"), 0)))
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+
+
+def test_an_epoch_draws_every_picture_once_in_an_order_of_its_own() -> None:
+    epochs = [[key[1] for batch in epoch_batches(recipe(), 40, epoch) for key in batch] for epoch in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40))
+    assert epochs[0] != epochs[1]
+    assert epoch_batches(recipe(seed=1), 40, 0) != epoch_batches(recipe(), 40, 0) == epoch_batches(recipe(), 40, 0)
+
+
+def test_repeated_augmentation_draws_a_picture_anew_each_time() -> None:
+    keys = [key for batch in epoch_batches(recipe(augment={"repeats": 3}), 40, 0) for key in batch]
+    assert len(keys) == len(set(keys)) == 40
+    assert len({index for _, index, _ in keys}) == 14
+
+
+def test_steps_of_small_sets() -> None:
+    assert steps_per_epoch(recipe(), 47) == (5, 8)
+    assert steps_per_epoch(recipe(), 5) == (1, 5)
+    assert steps_per_epoch(recipe(augment={"mixup": 0.5}), 5) == (1, 4)
+    with pytest.raises(ConfigError, match="is odd"):
+        steps_per_epoch(recipe(batch_size=7, augment={"cutmix": 1.0}), 50)
+    with pytest.raises(ConfigError, match="two pictures"):
+        steps_per_epoch(recipe(), 1)
+
+
+def test_training_transform_without_chance_shows_the_whole_picture() -> None:
+    transform = data_module.train_transform(Augment(scale=(1.0, 1.0), horizontal_flip=0.0), PREPROCESSING, 32)
+    assert transform(Image.new("RGB", (64, 64), (255, 0, 0))).shape == (3, 32, 32)
+
+
+def test_the_strongest_posterize_is_black() -> None:
+    transform = data_module.train_transform(Augment(rand_augment="rand-m10-inc1"), PREPROCESSING, 32)
+    (randaugment,) = (part for part in transform.transforms if hasattr(part, "ops"))
+    (operation,) = (operation for operation in randaugment.ops if operation.name == "PosterizeIncreasing")
+    operation.prob = 1.0
+    assert operation(Image.new("RGB", (8, 8), (255, 255, 255))).getextrema() == ((0, 0),) * 3

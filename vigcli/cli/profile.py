@@ -1,0 +1,169 @@
+"""`vig profile`: counts and prices of every network, or of one in detail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vigcli.cli.options import json_option, num_classes_option, resolution_option, set_option, table_option
+from vigcli.cli.output import emit_json, fields, say, table
+from vigcli.errors import UsageError
+from vigcli.units import format_bytes, format_count, parse_latency_ms
+
+
+@click.command()
+@click.argument("subject", required=False)
+@click.option("--budget", metavar="MS", help="End with exit code 4 when SUBJECT is slower: 1.0ms.")
+@table_option
+@set_option
+@resolution_option
+@num_classes_option
+@json_option
+def command(
+    subject: str | None,
+    budget: str | None,
+    table_name: str,
+    settings: tuple[str, ...],
+    resolution: int | None,
+    num_classes: int | None,
+    as_json: bool,
+) -> None:
+    """Count parameters and MACs and price the latency: of every registered network, or of SUBJECT block by block.
+
+    SUBJECT is a network's name, timm:NAME, a checkpoint, or a CoreML package.
+
+    Example:  vig profile timm:mobilenetv2_100 --budget 1.0ms
+    """
+    budget_ms = parse_latency_ms(budget) if budget else None
+    from vigcli.latency.table import load_table
+
+    latency_table = load_table(table_name)
+    if subject is None:
+        if budget or settings or resolution or num_classes:
+            raise UsageError("without a network there is nothing to change or hold to a budget.", "Name a network.")
+        _all(latency_table, as_json)
+    else:
+        _one(subject, _config(subject, settings, resolution, num_classes), latency_table, budget_ms, as_json)
+
+
+def _config(subject: str, settings: tuple[str, ...], resolution: int | None, num_classes: int | None) -> Any:
+    """The architecture that a name, checkpoint or package has."""
+    from vigcli.cli.load import arch_with
+
+    path = Path(subject)
+    if not path.exists() and path.suffix not in (".safetensors", ".mlpackage"):
+        return arch_with(subject, settings, resolution, num_classes)
+    if settings or resolution or num_classes:
+        raise UsageError(f"{subject}: its architecture is fixed.", "--set and --resolution go with a network's name.")
+    if path.suffix == ".mlpackage":
+        from vigcli.coreml.convert import package_meta
+
+        return package_meta(path).arch
+    from vigcli.archs.checkpoint import read_meta
+    from vigcli.cli.load import newest_checkpoint
+
+    return read_meta(newest_checkpoint(subject)).arch
+
+
+def _all(latency_table: Any, as_json: bool) -> None:
+    from vigcli.config.archs import PUBLISHED, VARIANTS
+    from vigcli.measure.count import thop_macs
+    from vigcli.measure.profile import profile
+
+    records = []
+    for name, config in VARIANTS.items():
+        counted, published = profile(config), PUBLISHED[name]
+        estimate = counted.latency(latency_table)
+        records.append({
+            "name": name, "resolution": config.resolution, **_counts(counted), "macs_thop": thop_macs(config),
+            **_latency(estimate), "published": published._asdict(),
+        })  # fmt: skip
+    if as_json:
+        emit_json(records)
+        return
+    columns = (
+        "network", "params", "at inference", "deployed", "MACs", "thop", "ms (calibrated)",
+        "published: params M", "GMACs", "ms", "top-1 %",
+    )  # fmt: skip
+    rows = [
+        (
+            r["name"], f"{r['params_total']:,}", f"{r['params_inference']:,}", f"{r['params_deployed']:,}",
+            format_count(r["macs"]), format_count(r["macs_thop"]),
+            f"{r['latency_ms']:.2f}{' *' if r['latency_outside_fit'] else ''}",
+            r["published"]["params_m"], r["published"]["gmacs"], r["published"]["latency_ms"], r["published"]["top1"],
+        )
+        for r in records
+    ]  # fmt: skip
+    table(columns, rows, title=f"{latency_table.device}, {latency_table.os}, fp16, batch 1, 224 px")
+    say("params: total (two heads), at inference as papers count (one head, norms kept), deployed (norms folded).")
+    say("MACs: convolution, linear and matmul of the deployed form; thop: the training form, batch norm added.")
+    _say_errors(latency_table)
+    if any(r["latency_outside_fit"] for r in records):
+        say("*: outside the fitted range, do not trust.")
+
+
+def _one(subject: str, config: Any, latency_table: Any, budget_ms: float | None, as_json: bool) -> None:
+    from vigcli.measure.count import thop_macs
+    from vigcli.measure.profile import profile
+
+    counted = profile(config)
+    estimate = counted.latency(latency_table)
+    prices = [latency_table.block_ms(block.signature, block.trace) for block in counted.blocks]
+    over = budget_ms is not None and estimate.ms > budget_ms
+    if as_json:
+        blocks = [
+            {"name": b.name, "signature": b.signature, "params": b.params, "macs": b.trace.macs, "ms": round(p.ms, 5)}
+            for b, p in zip(counted.blocks, prices, strict=True)
+        ]
+        record = {"name": subject, "arch": config.model_dump(mode="json"), **_counts(counted), **_latency(estimate)}
+        emit_json({**record, "fixed_ms": round(latency_table.fixed_ms, 5), "blocks": blocks, "over_budget": over})
+    else:
+        rows = [
+            (
+                b.name, b.signature, format_count(b.params), format_count(b.trace.macs),
+                f"{b.trace.act_mb:.2f}", f"{b.trace.weight_mb:.3f}", f"{p.ms:.4f}", f"±{p.plus_minus_ms:.4f}",
+            )
+            for b, p in zip(counted.blocks, prices, strict=True)
+        ]  # fmt: skip
+        rows.append(("(each inference)", "", "", "", "", "", f"{latency_table.fixed_ms:.4f}", ""))
+        table(("block", "what", "params", "MACs", "act MB", "weight MB", "ms", "±"), rows, title=f"{subject}, deployed")
+        click.echo()
+        counts = _counts(counted)
+        fields([
+            ("params", f"{counts['params_total']:,} total, {counts['params_inference']:,} at inference, "
+                       f"{counts['params_deployed']:,} deployed"),
+            ("MACs", f"{counts['macs']:,} (thop: {thop_macs(config):,})"),
+            ("weights", f"{format_bytes(2 * counts['params_deployed'])} in fp16"),
+            ("latency", str(estimate)),
+        ])  # fmt: skip
+        _say_errors(latency_table)
+    if over:
+        assert budget_ms is not None
+        say(f"{subject} does not meet {budget_ms:g} ms.")
+        raise click.exceptions.Exit(4)
+
+
+def _counts(counted: Any) -> dict[str, int]:
+    params = {f"params_{form}": value for form, value in counted.params._asdict().items()}
+    return {**params, "macs": counted.macs}
+
+
+def _latency(estimate: Any) -> dict[str, Any]:
+    return {
+        "latency_ms": round(estimate.ms, 4),
+        "latency_range_ms": [round(estimate.low_ms, 4), round(estimate.high_ms, 4)],
+        "latency_kind": "calibrated",
+        "latency_device": estimate.device,
+        "latency_outside_fit": list(estimate.outside),
+    }
+
+
+def _say_errors(latency_table: Any) -> None:
+    held_out, interval = latency_table.held_out, latency_table.interval
+    say(
+        f"ms: calibrated to published figures, not measured; mean error {held_out['network'].mape_percent} % on held-out "
+        f"networks, {held_out['family'].mape_percent} % on held-out families; x/÷ {interval.factor} covers "
+        f"{interval.coverage_percent:g} %. Rows are calibrated, their ± is the spread of the model's members."
+    )

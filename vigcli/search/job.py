@@ -1,0 +1,159 @@
+"""The search: a space, a table and a budget in; the best network, the front and what they are compared with out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vigcli.config.archs import VARIANTS, AnyArch, ArchConfig, arch_config, variant_name
+from vigcli.config.space import SearchSpace, encode
+from vigcli.errors import InfeasibleError
+from vigcli.latency.table import LatencyEstimate, LatencyTable
+from vigcli.measure.count import ParamCounts
+from vigcli.measure.profile import profile
+from vigcli.search.encoding import BlockColumns, Encoding, Population, encode_space, score_of
+from vigcli.search.evolution import Found, evolve, random_search
+from vigcli.search.feasibility import cheapest
+from vigcli.search.score import ERROR_POINTS
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that the search speaks of, in full: latency calibrated, `top1_percent` predicted for ImageNet-1k."""
+
+    name: str
+    config: AnyArch
+    params: ParamCounts
+    macs: int
+    latency: LatencyEstimate
+    top1_percent: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "arch": self.config.model_dump(mode="json"),
+            "params": self.params._asdict(),
+            "macs": self.macs,
+            "latency_ms": round(self.latency.ms, 4),
+            "latency_range_ms": [round(self.latency.low_ms, 4), round(self.latency.high_ms, 4)],
+            "latency_kind": "calibrated",
+            "latency_outside_fit": list(self.latency.outside),
+            "top1_percent": round(self.top1_percent, 2),
+            "top1_plus_minus": ERROR_POINTS,
+            "top1_kind": "predicted",
+        }
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        front: (latency_ms, predicted top-1, configuration) of candidates none of which beats another, by latency.
+        random_front: (latency_ms, predicted top-1) of as many random candidates.
+        kept: genes that neither price nor score can see; they keep the base's value.
+    """
+
+    best: Network
+    nearest: Network
+    published: tuple[Network, ...]
+    front: tuple[tuple[float, float, ArchConfig], ...]
+    random_front: tuple[tuple[float, float], ...]
+    num_evaluated: int
+    space_size: int
+    kept: tuple[str, ...]
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether the best scores higher than the best of as many random candidates."""
+        return not self.random_front or self.best.top1_percent > max(score for _, score in self.random_front)
+
+
+def search(
+    space: SearchSpace,
+    table: LatencyTable,
+    budget_ms: float,
+    *,
+    resolution: int | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> SearchResult:
+    """The network of the greatest predicted accuracy that the table prices at or below `budget_ms`.
+
+    Raises InfeasibleError with the smallest latency of the space when nothing meets the budget.
+    """
+    base = arch_config(space.base)
+    changes = {"resolution": resolution or base.resolution, "num_classes": num_classes or base.num_classes}
+    base = base.changed(changes)
+    space = space.sound_at(base)
+    generator = np.random.default_rng(seed)
+    family = {name: config.changed(changes) for name, config in VARIANTS.items() if type(config) is type(base)}
+    trained = {name: family[name] for name in space.trained_shapes.variants} if space.trained_shapes else {}
+    encoding = encode_space(space, base, trained, table, lambda done, total: on_progress("counting", done, total))
+    seeds = np.array([c for c in (encode(space, base, config) for config in family.values()) if c], np.intp)
+    seeds = seeds.reshape(-1, len(space.genes))
+    least = cheapest(encoding, seeds, generator)
+    _check_budget(encoding, least, budget_ms)
+    seeds = np.concatenate([seeds, np.array([least])])
+    found = _keep_unseen(
+        encoding,
+        evolve(encoding, budget_ms, seeds, generator, on_progress=lambda n, total: on_progress("evolving", n, total)),
+    )
+    chance = random_search(encoding, budget_ms, found.num_evaluated, generator)
+    published = tuple(describe(name, config, table) for name, config in family.items())
+    config = encoding.config(found.candidates[-1])
+    best = describe(variant_name(config) or "found", config, table)
+    assert abs(best.latency.ms - found.latency_ms[-1]) < 1e-4, "the encoding prices a network unlike its trace"
+    front = zip(found.latency_ms, found.score, map(encoding.config, found.candidates), strict=True)
+    return SearchResult(
+        best,
+        nearest_published(published, budget_ms),
+        published,
+        tuple((float(ms), float(score), config) for ms, score, config in front),
+        tuple(zip(chance.latency_ms.tolist(), chance.score.tolist(), strict=True)),
+        found.num_evaluated,
+        space.size,
+        tuple(path for path, seen in zip(space.genes, encoding.seen(), strict=True) if not seen),
+    )
+
+
+def describe(name: str, config: AnyArch, table: LatencyTable) -> Network:
+    """A network counted, priced and scored by itself."""
+    counted = profile(config)
+    columns = BlockColumns(table).segments(config).sum(0)
+    top1 = float(score_of(columns[None], config)[0])
+    return Network(name, config, counted.params, counted.macs, counted.latency(table), top1)
+
+
+def nearest_published(published: Sequence[Network], budget_ms: float) -> Network:
+    """The slowest published network at or below the budget, else the fastest of all."""
+    below = [network for network in published if network.latency.ms <= budget_ms]
+    return max(below, key=lambda n: n.latency.ms) if below else min(published, key=lambda n: n.latency.ms)
+
+
+def _check_budget(encoding: Encoding, least: tuple[int, ...] | None, budget_ms: float) -> None:
+    if least is None:
+        raise InfeasibleError("no network of the space keeps its own rules.", "Widen trained_shapes or the genes.")
+    ms = float(encoding.evaluate(np.array([least])).latency_ms[0])
+    if ms > budget_ms:
+        smallest = np.ceil(1000 * ms) / 1000
+        raise InfeasibleError(
+            f"no network of the space meets {budget_ms:g} ms: the smallest latency is {smallest:.3f} ms "
+            f"(calibrated, {encoding.table.device}, {encoding.base.resolution} px).",
+            f"Try --budget {np.ceil(100 * ms) / 100:.2f}ms, or a smaller --resolution.",
+        )
+
+
+def _keep_unseen(encoding: Encoding, found: Found) -> Found:
+    """Genes that nothing sees keep the base's value, or the nearest choice to it that is sound at this resolution."""
+    candidates: Population = found.candidates.copy()
+    data = encoding.base.model_dump(mode="json")
+    for gene, (path, seen) in enumerate(zip(encoding.space.genes, encoding.seen(), strict=True)):
+        if not seen:
+            candidates[:, gene] = encoding.space.nearest_choice(data, path)
+    values = encoding.evaluate(candidates)
+    return Found(candidates, values.latency_ms, values.score, found.num_evaluated)

@@ -1,0 +1,528 @@
+"""Training: a recipe in, a checkpoint out; how progress is shown and who asks to stop are the caller's matters.
+
+All randomness is a function of (seed, epoch, picture) or (seed, step), so the state that a resumed run needs is the
+tensors, the step and the history. On one machine it then ends with the same bits as an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.models import load_state_dict
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from vigcli.archs import build
+from vigcli.archs.checkpoint import load_tensors, save_checkpoint, save_tensors
+from vigcli.config.checkpoint import CheckpointMeta
+from vigcli.config.recipe import Distillation, Recipe
+from vigcli.errors import ConfigError, UnavailableError, VigError
+from vigcli.files import replacing, write_json
+from vigcli.train.data import (
+    Pictures,
+    check_classes,
+    derived_seed,
+    eval_batches,
+    open_data,
+    seeded,
+    steps_per_epoch,
+    train_batches,
+)
+from vigcli.train.evaluate import Evaluation, evaluate, normalized
+
+STATE_FILE, CHECKPOINT_FILE, HISTORY_FILE = "state.safetensors", "checkpoint.safetensors", "history.json"
+_KEPT_PIXELS_BYTES = 256_000_000  # a validation split up to this size is decoded once
+_OF_THE_MACHINE = (("data", "root"), ("data", "workers"), ("distillation", "weights"))
+_START_ANEW = "Start anew with `vig train`; the run's checkpoint.safetensors can still be used."
+
+EpochRecord = dict[str, Any]
+"""One epoch: epoch, step, train_loss, val_top1_percent, lr, images_per_s. Only the last depends on the clock."""
+
+
+@dataclass(frozen=True)
+class TrainEvent:
+    """One step done; with `val_top1_percent`, an epoch evaluated. `epoch` counts from 0, `step` from 1."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float
+    lr: float
+    images_per_s: float
+    val_top1_percent: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a call of `train` ended.
+
+    Attributes:
+        finished: False when `should_stop` ended it; `resume=True` goes on from there.
+        checkpoint: the last one written, or None when no epoch ended.
+        evaluation: that of the last epoch, where this call evaluated it.
+    """
+
+    finished: bool
+    step: int
+    history: tuple[EpochRecord, ...]
+    checkpoint: Path | None
+    evaluation: Evaluation | None = None
+
+
+def train(
+    recipe: Recipe,
+    run_dir: Path | str,
+    *,
+    on_event: Callable[[TrainEvent], None],
+    should_stop: Callable[[], bool],
+    provenance: Mapping[str, Any],
+    data_root: Path | str | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+) -> TrainResult:
+    """Train the recipe's network, and write state, history and checkpoint into `run_dir` at the end of every epoch.
+
+    The checkpoint is the last epoch's, not the best one on the validation split: a maximum over epochs would flatter
+    the network by the luck of one evaluation, and its accuracy would no longer be one of unseen pictures.
+    """
+    data = recipe.data if data_root is None else recipe.data.changed({"root": str(data_root)})
+    recipe = recipe.model_copy(update={"data": data})
+    pictures, val = open_data(data, "train"), open_data(data, "val")
+    check_classes(pictures, recipe.num_classes)
+    check_classes(val, recipe.num_classes, pictures.labels)
+    run = _Run(recipe, Path(run_dir), pictures.labels, len(pictures), device, dict(provenance))
+    if resume:
+        run.restore()
+    with _repeatable(), _memory_errors(recipe):
+        return _epochs(run, pictures, _validation(recipe, val), on_event, should_stop)
+
+
+class _Stopped(Exception):
+    """The caller asked to stop."""
+
+
+def _epochs(
+    run: _Run,
+    pictures: Pictures,
+    validation: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    on_event: Callable[[TrainEvent], None],
+    should_stop: Callable[[], bool],
+) -> TrainResult:
+    def until_stopped(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            if should_stop():
+                raise _Stopped
+            yield batch
+
+    evaluation = None
+    try:
+        while run.epoch < run.recipe.epochs:
+            start = time.perf_counter()
+            for x, target in until_stopped(train_batches(run.recipe, pictures, run.epoch, run.step_of_epoch)):
+                loss = run.advance(x, target)
+                now = time.perf_counter()
+                run.progress.seconds += now - start
+                start = now
+                on_event(run.event(loss))
+            evaluation = evaluate(normalized(run.weights, run.recipe.preprocessing), until_stopped(validation()))
+            event = run.event(run.mean_loss, evaluation.top1_percent)
+            run.end_epoch(evaluation)
+            on_event(event)
+    except _Stopped:
+        run.save()
+        return run.result(None)
+    return run.result(evaluation)
+
+
+# ---------------------------------------------------------------------------------------------------- one run
+
+
+@dataclass
+class _Progress:
+    """What a resumed run must know beside the tensors: loss and time are sums over the epoch's steps so far."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    history: list[EpochRecord] = field(default_factory=list)
+
+
+class _Run:
+    """The tensors and the progress of one run, and their files."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        labels: tuple[str, ...],
+        num_train: int,
+        device: str,
+        provenance: dict[str, Any],
+    ):
+        self.recipe, self.run_dir, self.labels, self.num_train = recipe, run_dir, labels, num_train
+        self.device, self.provenance = device, provenance
+        self.steps, self.batch_size = steps_per_epoch(recipe, num_train)
+        self.arch = recipe.arch_config()
+        self.objective = Objective(recipe, device)
+        model = build(self.arch, seed=recipe.seed)
+        self.model = model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.ema = ModelEmaV3(self.model, recipe.ema_decay) if recipe.ema_decay is not None else None
+        self.optimizer = _optimizer(recipe, self.model)
+        self.scheduler = _scheduler(recipe, self.optimizer, self.steps)
+        self.progress = _Progress()
+
+    @property
+    def epoch(self) -> int:
+        """An epoch ends with its evaluation, so this is the number of epochs in the history."""
+        return len(self.progress.history)
+
+    @property
+    def step_of_epoch(self) -> int:
+        return self.progress.step - self.epoch * self.steps
+
+    @property
+    def weights(self) -> nn.Module:
+        """The network that is evaluated and saved."""
+        return self.ema.module if self.ema is not None else self.model
+
+    @property
+    def mean_loss(self) -> float:
+        return self.progress.loss_sum / self.steps
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def advance(self, x: Tensor, target: Tensor) -> float:
+        """One optimizer step on normalized pictures (B, 3, R, R) and classes (B,); gives the loss."""
+        step, seed = self.progress.step, self.recipe.seed
+        self.scheduler.step_update(step)
+        x = x.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        target = target.to(self.device, non_blocking=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        with seeded(seed, "step", step):
+            torch.manual_seed(derived_seed(seed, "step", step))  # drop path draws from the device's own state
+            loss = self.objective(self.model, x, target)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise self._diverged(f"the loss is {value}")
+            loss.backward()
+        if self.recipe.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.progress.step += 1
+        self.progress.loss_sum += value
+        return value
+
+    def _diverged(self, what: str) -> VigError:
+        return VigError(
+            f"Training diverged at step {self.progress.step} (lr {self.lr:.3g}): {what}.",
+            "Lower optimizer.lr or set clip_grad_norm; the last epoch's checkpoint and state are kept.",
+        )
+
+    def event(self, loss: float, val_top1_percent: float | None = None) -> TrainEvent:
+        total = self.steps * self.recipe.epochs
+        return TrainEvent(self.progress.step, total, self.epoch, loss, self.lr, self._images_per_s(), val_top1_percent)
+
+    def _images_per_s(self) -> float:
+        """Of this epoch's steps so far, without evaluation."""
+        return self.step_of_epoch * self.batch_size / max(self.progress.seconds, 1e-9)
+
+    def end_epoch(self, evaluation: Evaluation) -> None:
+        """Enter the epoch into the history and write all files, the state last: a run killed here repeats an epoch."""
+        self._check_finite(self.weights.state_dict())
+        record = {
+            "epoch": self.epoch,
+            "step": self.progress.step,
+            "train_loss": self.mean_loss,
+            "val_top1_percent": evaluation.top1_percent,
+            "lr": self.lr,
+            "images_per_s": self._images_per_s(),
+        }
+        data = self.recipe.data
+        meta = CheckpointMeta(
+            arch=self.arch,  # type: ignore[arg-type]
+            labels=self.labels,
+            preprocessing=self.recipe.preprocessing,
+            dataset=Path(data.root).resolve().name if data.root else data.source,
+            metrics={
+                "top1_percent": evaluation.top1_percent,
+                "num_images": float(evaluation.num_images),
+                "epoch": float(self.epoch),
+            },
+            provenance=self.provenance,
+        )
+        save_checkpoint(self.run_dir / CHECKPOINT_FILE, self.weights, meta)
+        self.progress.history.append(record)
+        self.progress.loss_sum = self.progress.seconds = 0.0
+        write_json(self.run_dir / HISTORY_FILE, self.progress.history)
+        self.save()
+
+    def result(self, evaluation: Evaluation | None) -> TrainResult:
+        checkpoint = self.run_dir / CHECKPOINT_FILE if self.progress.history else None
+        finished = self.epoch >= self.recipe.epochs
+        return TrainResult(finished, self.progress.step, tuple(self.progress.history), checkpoint, evaluation)
+
+    # ------------------------------------------------------------------------------------------------ state
+
+    def save(self) -> None:
+        """Write all that `restore` needs. Raises VigError, and keeps the older file, when a weight is not finite."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.module.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+        self._check_finite(tensors)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        text = json.dumps({"format": 1, "progress": vars(self.progress), "fixed": self._fixed()}, allow_nan=False)
+        save_tensors(self.run_dir / STATE_FILE, tensors, text)
+
+    def _check_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise self._diverged(f"{name} is not finite")
+
+    def _fixed(self) -> dict[str, Any]:
+        """What may not change between the parts of a run: all of the recipe but the machine's, and the data."""
+        fixed = self.recipe.model_dump(mode="json")
+        for section, key in _OF_THE_MACHINE:
+            if fixed[section]:
+                del fixed[section][key]
+        return {"recipe": fixed, "labels": list(self.labels), "num_train": self.num_train}
+
+    def restore(self) -> None:
+        """Continue where `save` was called. Raises ConfigError for another recipe, other data or a damaged file."""
+        path = self.run_dir / STATE_FILE
+        if not path.is_file():
+            raise ConfigError(f"{self.run_dir}: holds no {STATE_FILE} to resume.", "Name the folder of a training run.")
+        try:
+            tensors, text = load_tensors(path)
+            state = json.loads(text)
+            fixed, progress = state["fixed"], _Progress(**state["progress"])
+        except ConfigError as error:
+            raise ConfigError(str(error), _START_ANEW) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{path}: is no training state.", _START_ANEW) from error
+        if changes := _differences(fixed, self._fixed()):
+            raise ConfigError(
+                f"{path}: cannot resume, {changes[0]}{f' (and {len(changes) - 1} more)' if changes[1:] else ''}.",
+                "Resume with the run's own recipe and data, or start a new run.",
+            )
+        try:
+            self._restore_tensors(tensors)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ConfigError(f"{path}: its tensors do not fit the recipe's network.", _START_ANEW) from error
+        self.progress = progress
+        self.scheduler.step_update(max(progress.step - 1, 0))  # an epoch may be left to evaluate and record
+
+    def _restore_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        self.model.load_state_dict(under("model."))
+        if self.ema is not None:
+            self.ema.module.load_state_dict(under("ema."))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in under("optimizer.").items():
+            number, key = name.split(".", 1)
+            parameter = parameters[int(number)]
+            if tensor.shape == parameter.shape:  # the same strides, lest vector and scalar code round differently
+                tensor = torch.empty_like(parameter).copy_(tensor).detach()
+            state.setdefault(int(number), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """`recipe.optimizer.lr was 0.1, is 0.2` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path.removeprefix('recipe.')} was {_short(old)}, is {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# ---------------------------------------------------------------------------------------------------- parts
+
+
+class Objective:
+    """The training loss of a batch: mixup, label smoothing and distillation as the recipe says."""
+
+    def __init__(self, recipe: Recipe, device: str):
+        augment = recipe.augment
+        self.smoothing, self.mixup = recipe.label_smoothing, None
+        if augment.mixup or augment.cutmix:
+            self.mixup = Mixup(
+                augment.mixup,
+                augment.cutmix,
+                switch_prob=augment.mixup_switch,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=recipe.num_classes,
+            )
+            self.smoothing = 0.0  # it is in the mixed targets
+        self.distillation = recipe.distillation
+        self.teacher = load_teacher(recipe.distillation, recipe, device) if recipe.distillation else None
+        self.autocast = (torch.device(device).type, torch.bfloat16, recipe.precision == "bf16")
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        """Loss of a network in training mode on normalized pictures (B, 3, R, R), changed in place, and classes (B,).
+
+        Two heads without a teacher both learn the labels; with one (DeiT, arXiv:2012.12877, Eq. 3) the second learns
+        the class that the teacher sees in the same mixed picture.
+        """
+        if self.mixup is not None:
+            x, target = self.mixup(x, target)  # (B,) -> (B, num_classes)
+        with torch.autocast(*self.autocast):
+            output = model(x)
+            answer = self._teacher_answer(x)
+        heads = [head.float() for head in (output if isinstance(output, tuple) else (output,))]
+        if answer is None or self.distillation is None:
+            losses = [F.cross_entropy(head, target, label_smoothing=self.smoothing) for head in heads]
+            return torch.stack(losses).mean()
+        if len(heads) != 2:
+            raise ConfigError("distillation: the network has one head.", "Set arch.distilled, or distillation to null.")
+        alpha = self.distillation.alpha
+        base = F.cross_entropy(heads[0], target, label_smoothing=self.smoothing)
+        return (1 - alpha) * base + alpha * F.cross_entropy(heads[1], answer)
+
+    @torch.no_grad()
+    def _teacher_answer(self, x: Tensor) -> Tensor | None:
+        return self.teacher(x).argmax(1) if self.teacher is not None else None
+
+
+def load_teacher(distillation: Distillation, recipe: Recipe, device: str) -> nn.Module:
+    """The teacher with its weights, frozen. Raises UnavailableError without a weights file: nothing is fetched."""
+    if distillation.weights is None:
+        raise UnavailableError(
+            f"distillation.weights: the teacher {distillation.teacher} needs its weights.",
+            "Pass --teacher-weights FILE (safetensors or .pth), or --set distillation=null to train without a teacher.",
+        )
+    path = Path(distillation.weights)
+    if not path.is_file():
+        raise UnavailableError(f"{path}: no such file of teacher weights.", "Check --teacher-weights.")
+    teacher = build(distillation.teacher, {"num_classes": recipe.num_classes, "resolution": recipe.resolution})
+    try:
+        teacher.load_state_dict(load_state_dict(str(path), weights_only=True))
+    except Exception as error:  # a foreign file: unpickling raises nearly anything
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"{path}: does not hold weights of {distillation.teacher} with {recipe.num_classes} classes ({reason}).",
+            "Give the weights that timm publishes for this network, as safetensors or a weights-only .pth.",
+        ) from error
+    teacher = teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return teacher.eval().requires_grad_(False)
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """timm leaves biases, norms and other vectors out of weight decay."""
+    options = recipe.optimizer
+    more: dict[str, Any] = {"eps": options.eps} if options.name == "adamw" else {}
+    return create_optimizer_v2(
+        model, options.name, lr=options.lr, weight_decay=options.weight_decay, momentum=options.momentum, **more
+    )
+
+
+def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> CosineLRScheduler:
+    """The learning rate as a function of the step: warm-up, a whole half-cosine, cool-down at `min_lr`."""
+    schedule = recipe.schedule
+    warmup, cooldown = (round(epochs * steps) for epochs in (schedule.warmup_epochs, schedule.cooldown_epochs))
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=max(2, recipe.epochs * steps - warmup - cooldown),
+        lr_min=schedule.min_lr,
+        warmup_t=warmup,
+        warmup_lr_init=schedule.warmup_lr,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+def plan(recipe: Recipe, num_train: int) -> dict[str, Any]:
+    """What a run would do, without running it: counts of steps and pictures, the learning rate where it turns."""
+    steps, size = steps_per_epoch(recipe, num_train)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.optimizer.lr)
+    scheduler = _scheduler(recipe, optimizer, steps)
+    total = recipe.epochs * steps
+    start, peak, end = (scheduler._get_lr(step)[0] for step in (0, scheduler.warmup_t, total - 1))
+    return {
+        "steps_per_epoch": steps,
+        "images_per_step": size,
+        "total_steps": total,
+        "total_images": total * size,
+        "warmup_steps": scheduler.warmup_t,
+        "lr_start": start,
+        "lr_peak": peak,
+        "lr_end": end,
+    }
+
+
+def _validation(recipe: Recipe, val: Pictures) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
+    """The validation batches, anew at every call: from memory where they fit, streamed where they do not."""
+
+    def stream() -> Iterator[tuple[Tensor, Tensor]]:
+        return eval_batches(val, recipe.preprocessing, recipe.resolution, workers=recipe.data.workers)
+
+    if len(val) * 3 * recipe.resolution**2 > _KEPT_PIXELS_BYTES:
+        return stream
+    batches = list(stream())
+    return lambda: batches
+
+
+@contextlib.contextmanager
+def _repeatable() -> Iterator[None]:
+    """cuDNN without algorithms that add in changing order, and without choosing them by the clock."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        yield
+
+
+@contextlib.contextmanager
+def _memory_errors(recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise VigError(
+            f"The device's memory does not hold a step of {recipe.batch_size} pictures.",
+            "Lower batch_size with --set, and optimizer.lr in proportion.",
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------- pictures of it
+
+
+def curves(history: Sequence[EpochRecord], path: Path | str) -> None:
+    """Draw training loss and validation top-1 over the epochs as a PNG. Raises UnavailableError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise UnavailableError("Drawing needs matplotlib.", "pip install 'vig[train]'") from error
+    epochs = [record["epoch"] + 1 for record in history]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    left = figure.add_subplot()
+    right = left.twinx()
+    left.plot(epochs, [record["train_loss"] for record in history], "o-", color="tab:blue", markersize=3)
+    right.plot(epochs, [record["val_top1_percent"] for record in history], "s-", color="tab:orange", markersize=3)
+    left.set_xlabel("epoch")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set_ylabel("training loss", color="tab:blue")
+    right.set_ylabel("validation top-1 (%)", color="tab:orange")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
