@@ -31,11 +31,13 @@ def num_params(model: nn.Module) -> int:
 
 
 def count_params(config: ArchConfig) -> ParamCounts:
-    """The three counts of a network, on the meta device."""
-    model = build(config, device="meta")
-    deployed = num_params(inference_form(config, model))
-    inference = deployed if isinstance(config, TimmConfig) else num_params(deploy(model, keep_norm=True))
-    return ParamCounts(num_params(model), inference, deployed)
+    """The three counts of a network: the sums over its blocks."""
+    if isinstance(config, TimmConfig):
+        model = build(config, device="meta")
+        deployed = num_params(inference_form(config, model))
+        return ParamCounts(num_params(model), deployed, deployed)
+    blocks = [count_block(config.family, spec).params for spec in config.blocks()]  # type: ignore[attr-defined]
+    return ParamCounts(*map(sum, zip(*blocks, strict=True)))
 
 
 def thop_macs(config: ArchConfig) -> int:
@@ -50,11 +52,10 @@ def thop_macs(config: ArchConfig) -> int:
 
 
 class BlockCount(NamedTuple):
-    """One block by itself: its parameters in training and deployed, and what its deployed form runs."""
+    """One block by itself: its parameters, and what its deployed form runs."""
 
     spec: BlockSpec
-    params: int
-    params_deployed: int
+    params: ParamCounts
     deployed: OpTrace
 
 
@@ -63,7 +64,8 @@ def count_block(family: str, spec: BlockSpec) -> BlockCount:
     """Count and trace one block, on the meta device."""
     block = nn.Sequential(build_block(family, spec, "meta"))  # in a container, so that it can be replaced
     deployed = deploy(block)
-    return BlockCount(spec, num_params(block), num_params(deployed), trace(deployed, spec.in_shape))
+    params = ParamCounts(num_params(block), num_params(deploy(block, keep_norm=True)), num_params(deployed))
+    return BlockCount(spec, params, trace(deployed, spec.in_shape))
 
 
 @functools.lru_cache(maxsize=4096)

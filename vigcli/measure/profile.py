@@ -51,7 +51,7 @@ def _blocks(config: ArchConfig) -> tuple[BlockProfile, ...]:
     blocks = []
     for name, spec in named:
         count = count_block(config.family, spec)  # type: ignore[attr-defined]
-        blocks.append(BlockProfile(name, spec.signature, count.params_deployed, count.deployed))
+        blocks.append(BlockProfile(name, spec.signature, count.params.deployed, count.deployed))
     return tuple(blocks)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vigcli.nn.deploy import Foldable, fold_norm, scale_output
@@ -33,6 +32,20 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma[:, None, None]
+
+
+class DropPath(nn.Module):
+    """In training, drops the branch of a picture with probability `rate` and scales the others (arXiv:1603.09382)."""
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        kept = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)
 
 
 class ScaledBranch(Foldable):

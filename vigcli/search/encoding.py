@@ -182,7 +182,7 @@ class BlockColumns:
             deployed = count.deployed
             self._known[family, spec] = np.array([
                 self.table.block_ms(spec.signature, deployed).ms, deployed.macs, deployed.weight_mb, deployed.act_mb,
-                deployed.num_ops, scored.params, runs.macs, runs.depthwise_macs, runs.path_layers,
+                deployed.num_ops, scored.params.total, runs.macs, runs.depthwise_macs, runs.path_layers,
             ])  # fmt: skip
         return self._known[family, spec]
 

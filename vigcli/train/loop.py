@@ -342,8 +342,8 @@ class _Run:
             number, key = name.split(".", 1)
             parameter = parameters[int(number)]
             if tensor.shape == parameter.shape:  # the same strides, lest vector and scalar code round differently
-                tensor = torch.empty_like(parameter).copy_(tensor).detach()
-            state.setdefault(int(number), {})[key] = tensor
+                tensor = torch.empty_like(parameter).copy_(tensor)
+            state.setdefault(int(number), {})[key] = tensor.detach().clone()
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
