@@ -21,9 +21,8 @@ def links(mixer: str, reach: int, size: int) -> list[int]:
     return [reach % size, -reach % size] if mixer == "mgc" else list(range(reach, size, reach))
 
 
-def shift(x: Tensor, by: int, dim: int) -> Tensor:
-    """`torch.roll(x, by, dim)` for 0 < by < size, as slices and a concat."""
-    size = x.shape[dim]
+def shift(x: Tensor, by: int, dim: int, size: int) -> Tensor:
+    """`torch.roll(x, by, dim)` for 0 < by < size, as slices and a concat; `size` is a number, not read off `x`."""
     return torch.cat([x.narrow(dim, size - by, by), x.narrow(dim, 0, size - by)], dim)
 
 
@@ -32,12 +31,14 @@ class MaxRelative(nn.Module):
 
     def __init__(self, mixer: str, reach: int, grid: tuple[int, int]):
         super().__init__()
-        self.shifts = [(by, dim) for dim, size in ((2, grid[0]), (3, grid[1])) for by in links(mixer, reach, size)]
+        self.shifts = [
+            (by, dim, size) for dim, size in ((2, grid[0]), (3, grid[1])) for by in links(mixer, reach, size)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         greatest = x
-        for by, dim in self.shifts:
-            greatest = torch.maximum(greatest, shift(x, by, dim))
+        for by, dim, size in self.shifts:
+            greatest = torch.maximum(greatest, shift(x, by, dim, size))
         return greatest - x
 
 

@@ -18,6 +18,10 @@ Predict = Callable[[Tensor], Tensor]
 """uint8 pixels (B, 3, R, R) -> (B, num_classes) logits or probabilities."""
 
 
+class NotANumberError(VigError):
+    """The network's scores are NaN."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """What was predicted for which pictures, in the order in which they came.
@@ -49,7 +53,7 @@ class Evaluation:
 def evaluate(predict: Predict, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
     """Score `predict` on batches of uint8 pixels (B, 3, R, R) and classes (B,).
 
-    Raises VigError for scores that are not numbers: an argmax of them would be an answer all the same.
+    Raises NotANumberError for scores that are not numbers: an argmax of them would be an answer all the same.
     """
     predictions, labels = [], []
     for pixels, target in batches:
@@ -57,7 +61,7 @@ def evaluate(predict: Predict, batches: Iterable[tuple[Tensor, Tensor]]) -> Eval
         if scores.shape[0] != len(target) or scores.ndim != 2:
             raise ValueError(f"scores of shape {tuple(scores.shape)} for {len(target)} pictures")
         if scores.isnan().any():
-            raise VigError("The network's output is not a number (NaN).", "Its weights or its scales are damaged.")
+            raise NotANumberError("The network's output is not a number (NaN).", "Its weights or scales are damaged.")
         predictions.append(scores.argmax(1).cpu())
         labels.append(target.cpu())
     if not labels:

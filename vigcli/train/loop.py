@@ -40,7 +40,7 @@ from vigcli.train.data import (
     steps_per_epoch,
     train_batches,
 )
-from vigcli.train.evaluate import Evaluation, evaluate, normalized
+from vigcli.train.evaluate import Evaluation, NotANumberError, evaluate, normalized
 
 STATE_FILE, CHECKPOINT_FILE, HISTORY_FILE = "state.safetensors", "checkpoint.safetensors", "history.json"
 _KEPT_PIXELS_BYTES = 256_000_000  # a validation split up to this size is decoded once
@@ -136,7 +136,11 @@ def _epochs(
                 run.progress.seconds += now - start
                 start = now
                 on_event(run.event(loss))
-            evaluation = evaluate(normalized(run.weights, run.recipe.preprocessing), until_stopped(validation()))
+            run.check_finite(run.weights.state_dict())
+            try:
+                evaluation = evaluate(normalized(run.weights, run.recipe.preprocessing), until_stopped(validation()))
+            except NotANumberError as error:
+                raise run.diverged("the output on the validation pictures is NaN") from error
             event = run.event(run.mean_loss, evaluation.top1_percent)
             run.end_epoch(evaluation)
             on_event(event)
@@ -217,7 +221,7 @@ class _Run:
             loss = self.objective(self.model, x, target)
             value = loss.item()
             if not math.isfinite(value):
-                raise self._diverged(f"the loss is {value}")
+                raise self.diverged(f"the loss is {value}")
             loss.backward()
         if self.recipe.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
@@ -228,7 +232,8 @@ class _Run:
         self.progress.loss_sum += value
         return value
 
-    def _diverged(self, what: str) -> VigError:
+    def diverged(self, what: str) -> VigError:
+        """The error to raise when numbers have left the finite."""
         return VigError(
             f"Training diverged at step {self.progress.step} (lr {self.lr:.3g}): {what}.",
             "Lower optimizer.lr or set clip_grad_norm; the last epoch's checkpoint and state are kept.",
@@ -244,7 +249,6 @@ class _Run:
 
     def end_epoch(self, evaluation: Evaluation) -> None:
         """Enter the epoch into the history and write all files, the state last: a run killed here repeats an epoch."""
-        self._check_finite(self.weights.state_dict())
         record = {
             "epoch": self.epoch,
             "step": self.progress.step,
@@ -286,15 +290,16 @@ class _Run:
             tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.module.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
-        self._check_finite(tensors)
+        self.check_finite(tensors)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         text = json.dumps({"format": 1, "progress": vars(self.progress), "fixed": self._fixed()}, allow_nan=False)
         save_tensors(self.run_dir / STATE_FILE, tensors, text)
 
-    def _check_finite(self, tensors: Mapping[str, Tensor]) -> None:
+    def check_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises VigError: a step whose loss was finite may still have left weights that are not."""
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise self._diverged(f"{name} is not finite")
+                raise self.diverged(f"{name} is not finite")
 
     def _fixed(self) -> dict[str, Any]:
         """What may not change between the parts of a run: all of the recipe but the machine's, and the data."""

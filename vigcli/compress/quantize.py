@@ -1,0 +1,107 @@
+"""Int8 packages: weights and activations in eight bits, ranges gathered over the whole calibration set.
+
+coremltools' own calibration runs Apple's runtime and, in 9.0, keeps only the last sample's ranges. Here the ranges come
+from our interpreter, over every image, and its stock passes do the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from vigcli.archs.checkpoint import Checkpoint
+from vigcli.coreml.apple import coremltools
+from vigcli.coreml.convert import PackageMeta, export, quiet, save_package
+from vigcli.coreml.interpreter import OpInfo, Program
+from vigcli.errors import ConfigError, VigError
+
+MIN_IMAGES = 128
+_FP16_MAX = 65504.0
+
+Ranges = dict[str, dict[str, float]]
+
+
+def quantize_int8(
+    checkpoint: Checkpoint,
+    checkpoint_sha256: str,
+    pixels: Tensor,
+    path: Path | str,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> PackageMeta:
+    """Write the int8 package of a checkpoint (weights per channel, activations per tensor, symmetric; iOS 17).
+
+    Args:
+        pixels: (N, 3, R, R) uint8 RGB pictures to calibrate on, at least 128; never those it is measured on.
+
+    Raises ConfigError for too few pictures, VigError for activations that fp16 cannot hold.
+    """
+    if len(pixels) < MIN_IMAGES:
+        raise ConfigError(f"{len(pixels)} pictures are too few to calibrate on.", f"Give at least {MIN_IMAGES}.")
+    with tempfile.TemporaryDirectory(prefix="vig-fp16-") as folder:
+        source = Path(folder) / "fp16.mlpackage"
+        on_progress("converting", 0, 1)
+        meta = export(checkpoint, checkpoint_sha256, source, "fp16", minimum_ios=17)
+        ranges = activation_ranges(Program.load(source), pixels, on_progress)
+        model = _quantized(source, ranges)
+    meta = meta.model_copy(update={"precision": "int8"})
+    save_package(model, meta, path)
+    return meta
+
+
+def activation_ranges(
+    program: Program, pixels: Tensor, on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
+) -> Ranges:
+    """The least and greatest value of the input and of every result over all pictures."""
+    ranges: Ranges = {program.inputs[0].name: {"rmin": float(pixels.min()), "rmax": float(pixels.max())}}
+
+    def widen(info: OpInfo, value: Tensor) -> None:
+        if value.is_floating_point():
+            low, high = (float(bound) for bound in torch.aminmax(value))
+            known = ranges.setdefault(info.name, {"rmin": low, "rmax": high})
+            known["rmin"], known["rmax"] = min(known["rmin"], low), max(known["rmax"], high)
+
+    size = max(program.batch_size, 1)
+    for start in range(0, len(pixels), size):
+        on_progress("calibrating", start, len(pixels))
+        program.predict(pixels[start : start + size].float(), tap=widen)
+    for name, bounds in ranges.items():
+        if not max(-bounds["rmin"], bounds["rmax"]) < _FP16_MAX:
+            raise VigError(
+                f"{name} reaches {max(-bounds['rmin'], bounds['rmax']):.3g}, beyond what fp16 holds.",
+                "Train with weight decay or gradient clipping, and quantize again.",
+            )
+    return ranges
+
+
+def _quantized(source: Path, ranges: Ranges) -> Any:
+    """The package with coremltools' activation and weight passes applied, fed with our ranges.
+
+    Two private functions are replaced or called; `constraints.txt` pins the release and a test runs them.
+    """
+    ct = coremltools()
+    cto = importlib.import_module("coremltools.optimize.coreml")
+    passes = importlib.import_module("coremltools.optimize.coreml._post_training_quantization")
+    stock = importlib.import_module("coremltools.optimize.coreml.experimental._post_training_quantization")
+    debugger = importlib.import_module("coremltools.optimize.coreml.experimental._model_debugger")
+
+    def gathered(model: Any, *_: Any, **__: Any) -> Ranges:
+        concats = debugger.ModelDebugger(model)._get_concat_op_info()
+        stock._adjust_concat_surrounding_activation_stats(concats, ranges)  # what a concat joins has one range
+        return ranges
+
+    def config(**options: Any) -> Any:
+        options = {"mode": "linear_symmetric", **options}
+        return cto.OptimizationConfig(global_config=cto.OpLinearQuantizerConfig(**options))
+
+    with quiet():
+        model = ct.models.MLModel(str(source), skip_model_load=True)
+        with mock.patch.object(passes, "_get_activation_calibration_stats", gathered):
+            model = cto.linear_quantize_activations(model, config(), sample_data=[])
+        return cto.linear_quantize_weights(model, config(weight_threshold=0))

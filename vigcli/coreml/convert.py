@@ -1,0 +1,169 @@
+"""From a checkpoint to a CoreML package: ML Program, image input with exact normalization, class labels, metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vigcli.archs import inference_form
+from vigcli.archs.checkpoint import Checkpoint
+from vigcli.config.checkpoint import CheckpointMeta
+from vigcli.config.load import parse_as
+from vigcli.config.recipe import Preprocessing
+from vigcli.coreml.apple import coremltools
+from vigcli.coreml.interpreter import Program
+from vigcli.errors import ConfigError
+from vigcli.files import replacing
+
+Precision = Literal["fp16", "fp32"]
+METADATA_KEY = "vig"
+INPUT_NAME, LOGITS_NAME = "image", "logits"
+
+
+class PackageMeta(CheckpointMeta):
+    """What a package says of itself, stored as JSON among its user-defined metadata.
+
+    Attributes:
+        checkpoint_sha256: the hash of the checkpoint that it was made from.
+        precision: of what it computes; `int8` has fp16 around its quantized operations.
+        minimum_ios: the least iOS that runs it.
+    """
+
+    checkpoint_sha256: str
+    precision: Literal["fp16", "fp32", "int8"]
+    minimum_ios: Literal[16, 17]
+
+
+class Deployable(nn.Module):
+    """The deployed network between pixels and probabilities: (1, 3, R, R) RGB in 0 ... 255 -> (1, num_classes)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
+        super().__init__()
+        self.network = network
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64)
+        self.register_buffer("scale", (1 / (255 * std)).float().reshape(1, 3, 1, 1))
+        self.register_buffer("shift", (-mean / std).float().reshape(1, 3, 1, 1))
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        return self.network(pixels * self.scale + self.shift)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.softmax(self.logits(pixels), 1)
+
+
+def export(
+    checkpoint: Checkpoint,
+    checkpoint_sha256: str,
+    path: Path | str,
+    precision: Precision = "fp16",
+    minimum_ios: Literal[16, 17] = 16,
+) -> PackageMeta:
+    """Write the package of a checkpoint, whole or not at all, and return what it says of itself.
+
+    Raises ConfigError for a network whose input is not an RGB image, UnavailableError without coremltools.
+    """
+    meta = PackageMeta(
+        **{name: getattr(checkpoint.meta, name) for name in CheckpointMeta.model_fields},
+        checkpoint_sha256=checkpoint_sha256,
+        precision=precision,
+        minimum_ios=minimum_ios,
+    )
+    if meta.arch.in_chans != 3:
+        raise ConfigError(f"arch.in_chans is {meta.arch.in_chans}: an image has 3.", "Export a network of RGB input.")
+    save_package(_convert(checkpoint, meta), meta, path)
+    return meta
+
+
+def _convert(checkpoint: Checkpoint, meta: PackageMeta) -> Any:
+    ct = coremltools()
+    size = meta.arch.resolution
+    module = Deployable(inference_form(meta.arch, checkpoint.model.float()), meta.preprocessing).eval()
+    pixels = torch.randint(0, 256, (1, 3, size, size), generator=torch.Generator().manual_seed(0)).float()
+    with quiet(), torch.no_grad():
+        traced = torch.jit.trace(module, pixels, check_trace=False)
+        return ct.convert(
+            traced,
+            convert_to="mlprogram",
+            inputs=[ct.ImageType(name=INPUT_NAME, shape=tuple(pixels.shape), color_layout=ct.colorlayout.RGB)],
+            classifier_config=ct.ClassifierConfig(class_labels(meta)),
+            compute_precision=ct.precision.FLOAT16 if meta.precision == "fp16" else ct.precision.FLOAT32,
+            minimum_deployment_target=getattr(ct.target, f"iOS{meta.minimum_ios}"),
+            skip_model_load=True,
+        )
+
+
+def class_labels(meta: CheckpointMeta) -> list[str]:
+    """The names of the classes; numbers where the checkpoint does not know them."""
+    return list(meta.labels) or [str(i) for i in range(meta.arch.num_classes)]
+
+
+def preprocessing_text(meta: CheckpointMeta) -> str:
+    """What an app must do with a picture before it hands it to the package."""
+    size, p = meta.arch.resolution, meta.preprocessing
+    return (
+        f"resize the short side to {round(size / p.crop_ratio)} px ({p.interpolation}), centre crop {size} x {size}, "
+        "RGB, 0 to 255; normalization is inside"
+    )
+
+
+def save_package(model: Any, meta: PackageMeta, path: Path | str) -> None:
+    """Describe a converted model and write it."""
+    name = str(getattr(meta.arch, "name", meta.arch.family))
+    model.author = "vig"
+    model.version = str(meta.provenance.get("versions", {}).get("vig", ""))
+    model.license = "as of the weights and the data that they were trained on"
+    model.short_description = (
+        f"{name}, {meta.arch.num_classes} classes, {meta.precision}, iOS {meta.minimum_ios} and later. "
+        f"Input: {preprocessing_text(meta)}."
+    )
+    model.user_defined_metadata[METADATA_KEY] = meta.model_dump_json()
+    model.user_defined_metadata["preprocessing"] = preprocessing_text(meta)
+    with replacing(path) as temporary, quiet():
+        model.save(str(temporary))
+
+
+def package_meta(path: Path | str) -> PackageMeta:
+    """What a package of ours says of itself. Raises ConfigError for another's."""
+    return meta_of(Program.load(path))
+
+
+def meta_of(program: Program) -> PackageMeta:
+    """What a loaded package says of itself."""
+    text = program.metadata.get(METADATA_KEY)
+    try:
+        data = json.loads(text or "")
+    except (ValueError, RecursionError):
+        hint = "Only packages that `vig export` and `vig quantize` wrote can be verified."
+        raise ConfigError(f"{program.path}: is no package of vig: its metadata is missing.", hint) from None
+    return parse_as(PackageMeta, data, str(program.path))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """coremltools' progress bars and warnings kept off the terminal; its errors still raise."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
