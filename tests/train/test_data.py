@@ -182,7 +182,7 @@ def test_augmentation_depends_on_neither_workers_nor_start_nor_global_state() ->
     torch.manual_seed(5)
     in_workers = few.changed({"data.workers": 2})
     for part in (train_batches(few, pictures, 1, start=2), train_batches(in_workers, pictures, 1, start=2)):
-        (x, target), = part
+        ((x, target),) = part
         assert torch.equal(x, whole[2][0])
         assert torch.equal(target, whole[2][1])
     other = next(iter(train_batches(few, pictures, 0)))

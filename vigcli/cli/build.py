@@ -48,7 +48,7 @@ def command(
     if as_json:
         emit_json({"arch": config.model_dump(mode="json"), "params": params._asdict(), "checkpoint": output})
         return
-    rows = [("network", name), ("input", f"{config.in_chans} x {config.resolution} x {config.resolution}")]
-    rows += [("classes", config.num_classes)]
+    shape = f"{config.in_chans} x {config.resolution} x {config.resolution}"
+    rows = [("network", name), ("input", shape), ("classes", str(config.num_classes))]
     rows += [(f"params {kind}", f"{value:,} ({format_count(value)})") for kind, value in params._asdict().items()]
     fields(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -18,7 +19,8 @@ def _load(kind: str, path: str) -> None:
     from vigcli.config.space import load_space
     from vigcli.latency.table import load_table
 
-    {"recipe": load_recipe, "space": load_space, "table": load_table}[kind](path)
+    loaders: dict[str, Callable[[str], Strict]] = {"recipe": load_recipe, "space": load_space, "table": load_table}
+    loaders[kind](path)
 
 
 def _model(kind: str) -> type[Strict]:
@@ -26,7 +28,8 @@ def _model(kind: str) -> type[Strict]:
     from vigcli.config.space import SearchSpace
     from vigcli.latency.table import LatencyTable
 
-    return {"recipe": Recipe, "space": SearchSpace, "table": LatencyTable}[kind]
+    models: dict[str, type[Strict]] = {"recipe": Recipe, "space": SearchSpace, "table": LatencyTable}
+    return models[kind]
 
 
 @click.command()

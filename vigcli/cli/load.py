@@ -1,12 +1,18 @@
-"""From what a user typed to a typed object, the same way in every command."""
+"""From what a user typed, or left out, to a typed object, the same way in every command."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vigcli.config.archs import AnyArch, arch_config
 from vigcli.config.load import apply_settings, parse_as
+from vigcli.errors import ConfigError, UnavailableError
+from vigcli.runs.provenance import sha256
+from vigcli.runs.rundir import newest
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 def arch_with(
@@ -21,10 +27,59 @@ def arch_with(
     return parse_as(type(config), data, name)
 
 
-def newest_checkpoint(path: str | None) -> Path:
+def picked_checkpoint(path: str | None) -> Path:
     """The checkpoint that a user named (a file or a run directory), else the newest of any run."""
-    from vigcli.runs.rundir import newest
-
     if path is None:
-        return newest(["checkpoint.safetensors"], "checkpoint", "Train one first: vig train RECIPE.")
-    return Path(path) / "checkpoint.safetensors" if Path(path).is_dir() else Path(path)
+        return newest([CHECKPOINT_FILE], "checkpoint", "Train one first: vig train RECIPE.")
+    return Path(path) / CHECKPOINT_FILE if Path(path).is_dir() else Path(path)
+
+
+def picked_package(path: str | None) -> Path:
+    """The package that a user named (or the one of a run directory), else the newest of any run."""
+    if path is None:
+        return newest(["*.mlpackage"], "CoreML package", "Write one first: vig export, or vig quantize --int8.")
+    folder = Path(path)
+    if folder.is_dir() and folder.suffix != ".mlpackage":
+        return newest(["*.mlpackage"], "CoreML package", "Name a package.", folder.parent / folder.name / "..")
+    return folder
+
+
+def checkpoint_of(package: Path, digest: str, named: str | None) -> Path:
+    """The checkpoint that a package was made from: the one named, else the one in runs/ with the hash it carries."""
+    if named is not None:
+        path = picked_checkpoint(named)
+        if path.is_file() and sha256(path) != digest:
+            raise ConfigError(f"{path}: is not the checkpoint that {package.name} was made from.", "Its hash differs.")
+        return path
+    for path in Path("runs").glob(f"*/{CHECKPOINT_FILE}"):
+        if sha256(path) == digest:
+            return path
+    hint = "Name it with --checkpoint; it may have been trained on since."
+    raise ConfigError(f"{package}: no run holds the checkpoint that it was made from.", hint)
+
+
+def picked_device(name: str) -> str:
+    """`auto` is cuda where there is one, else mps, else cpu. Raises UnavailableError for one that is not there."""
+    import torch
+
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(device for device in ("cuda", "mps", "cpu") if present[device])
+    if not present.get(name.partition(":")[0], False):
+        there = ", ".join(device for device, is_there in present.items() if is_there)
+        raise UnavailableError(f"--device {name}: this machine has none.", f"It has: {there}.")
+    return name
+
+
+def data_of(meta: Any, data_root: str | None) -> Any:
+    """Where the pictures are that a checkpoint was trained on: `--data`, or the embedded ones."""
+    from vigcli.config.recipe import Data
+
+    if data_root is not None:
+        return Data(source="folder", root=data_root)
+    if meta.dataset == "emoji10":
+        return Data(source="emoji10")
+    known = f"it was trained on {meta.dataset}" if meta.dataset else "it was trained on nothing that is known"
+    raise UnavailableError(
+        f"the checkpoint's pictures are needed; {known}.", "Pass --data FOLDER with train/ and val/."
+    )

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -48,31 +48,33 @@ def fields(pairs: Sequence[tuple[str, Any]]) -> None:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
 
 
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """Progress on stderr that counts what costs: a line in place on a terminal, else a plain line every 15 s.
+class Progress:
+    """Progress on stderr that counts what costs: a line in place on a terminal, else a plain line every 15 s."""
 
-    Yields `advance(what, done, total, note)`.
-    """
-    start = last = time.monotonic()
-    current = ""
-    tty = sys.stderr.isatty()
+    def __init__(self) -> None:
+        self.tty = sys.stderr.isatty()
+        self.what = ""
+        self.start = self.last = time.monotonic()
 
-    def advance(what: str, done: int, total: int, note: str = "") -> None:
-        nonlocal start, last, current
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        if what != current:
-            start, current = now, what
-        if now - last < (0.2 if tty else 15):
+        if what != self.what:
+            self.start, self.what = now, what
+        if now - self.last < (0.2 if self.tty else 15):
             return
-        last = now
-        rate = done / max(now - start, 1e-9)
+        self.last = now
+        rate = done / max(now - self.start, 1e-9)
         left = f"{rate:.3g}/s  {format_duration((total - done) / rate)} left" if rate > 0 else ""
-        text = f"{what} {done}/{total}  {left}  {note}".rstrip()
-        click.echo(f"\r\033[K{text}" if tty else text, err=True, nl=not tty)
+        text = f"{what} {done:,}/{total:,}  {left}  {note}".rstrip()
+        click.echo(f"\r\033[K{text}" if self.tty else text, err=True, nl=not self.tty)
 
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """A `Progress` that clears its line at the end."""
+    shown = Progress()
     try:
-        yield advance
+        yield shown
     finally:
-        if tty:
+        if shown.tty:
             click.echo("\r\033[K", err=True, nl=False)

@@ -62,9 +62,9 @@ def _config(subject: str, settings: tuple[str, ...], resolution: int | None, num
 
         return package_meta(path).arch
     from vigcli.archs.checkpoint import read_meta
-    from vigcli.cli.load import newest_checkpoint
+    from vigcli.cli.load import picked_checkpoint
 
-    return read_meta(newest_checkpoint(subject)).arch
+    return read_meta(picked_checkpoint(subject)).arch
 
 
 def _all(latency_table: Any, as_json: bool) -> None:
@@ -163,7 +163,7 @@ def _latency(estimate: Any) -> dict[str, Any]:
 def _say_errors(latency_table: Any) -> None:
     held_out, interval = latency_table.held_out, latency_table.interval
     say(
-        f"ms: calibrated to published figures, not measured; mean error {held_out['network'].mape_percent} % on held-out "
+        f"ms: calibrated, not measured; mean error {held_out['network'].mape_percent} % on held-out "
         f"networks, {held_out['family'].mape_percent} % on held-out families; x/÷ {interval.factor} covers "
         f"{interval.coverage_percent:g} %. Rows are calibrated, their ± is the spread of the model's members."
     )

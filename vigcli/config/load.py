@@ -66,7 +66,7 @@ def get_path(data: Any, path: str) -> Any:
     """The value that a path names in plain data. Raises ConfigError with the known keys."""
     for i, part in enumerate(location := split_path(path)):
         try:
-            data = data[part]
+            data = data[part]  # a list takes no word for an index: TypeError
         except (KeyError, IndexError, TypeError):
             keys = list(data) if isinstance(data, dict) else []
             where = join_path(location[:i]) or "the top"
@@ -77,7 +77,9 @@ def get_path(data: Any, path: str) -> Any:
 def set_path(data: Any, path: str, value: Any) -> None:
     """Replace the value that a path names in plain data; the last key may be new, and is judged when validated."""
     *parents, last = split_path(path)
-    target: Any = get_path(data, join_path(parents)) if parents else data
+    target: Any = data
+    if parents:
+        target = get_path(data, join_path(parents))
     if not isinstance(target, dict if isinstance(last, str) else list):
         raise ConfigError(f"{path}: {join_path(parents)} has no such part.", "Write the path like stages[0].width.")
     if isinstance(last, int) and last >= len(target):
@@ -113,13 +115,13 @@ _SCALARS = {
 class _Loader(yaml.SafeLoader):
     """The safe loader with the scalars of YAML 1.2."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML wants it on the class)
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what `_Loader` would take for something else than text."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML wants it on the class)
 
 
 for _tag, (_regexp, _first) in _SCALARS.items():

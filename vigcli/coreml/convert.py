@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vigcli.archs import inference_form
@@ -46,19 +47,18 @@ class PackageMeta(CheckpointMeta):
 class Deployable(nn.Module):
     """The deployed network between pixels and probabilities: (1, 3, R, R) RGB in 0 ... 255 -> (1, num_classes)."""
 
-    scale: Tensor
-    shift: Tensor
+    mean: Tensor
+    variance: Tensor
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing):
         super().__init__()
         self.network = network
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
-        std = torch.tensor(preprocessing.std, dtype=torch.float64)
-        self.register_buffer("scale", (1 / (255 * std)).float().reshape(1, 3, 1, 1))
-        self.register_buffer("shift", (-mean / std).float().reshape(1, 3, 1, 1))
+        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean))
+        self.register_buffer("variance", (255 * torch.tensor(preprocessing.std)) ** 2)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        return self.network(pixels * self.scale + self.shift)
+        # As a batch norm, because coremltools would make one of a product and a sum, and add 1e-5 to its variance.
+        return self.network(F.batch_norm(pixels, self.mean, self.variance, eps=0.0))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return torch.softmax(self.logits(pixels), 1)

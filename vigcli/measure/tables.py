@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from vigcli import __version__
 from vigcli.config.archs import VARIANTS, ArchConfig, arch_config
 from vigcli.config.space import SearchSpace
 from vigcli.latency.calibrated import Network, core16, fit, hull, leave_one_out, load_published
-from vigcli.latency.table import HeldOutError, Hull, Interval, LatencyTable, Member, Row, rows_for
+from vigcli.latency.table import HeldOutError, Hull, Interval, LatencyTable, Member, rows_for
 from vigcli.latency.trace import OpTrace
 from vigcli.measure.count import count_block
 from vigcli.measure.profile import profile
@@ -44,8 +44,8 @@ DEVICES = {
 }
 
 PATTERN = (
-    "our own trace of our deployed form for MobileViGv2 in fitting and pricing alike (fewer ops than the authors' "
-    "code that was measured: its published milliseconds are taken to hold for ours); the captured pattern for all others"
+    "our own trace of our deployed form for MobileViGv2, in fitting and pricing alike (fewer ops than the authors' "
+    "code that was measured: its published milliseconds are taken to hold for ours); for all others the captured one"
 )
 SCOPE = (
     "static fp16 graphs on the Neural Engine under iOS 16; not for top-k, gather or dynamic k-NN, iOS 15 and older, "
@@ -71,7 +71,7 @@ def fit_table(name: str, published: Path, spaces: Iterable[SearchSpace]) -> Late
     all_rows, captured = load_published(published)
     rows, traces = core16(all_rows), captured | own_traces()
     model = fit(rows, traces)
-    errors = {by: leave_one_out(rows, traces, by) for by in ("network", "family")}
+    errors = {by: leave_one_out(rows, traces, by) for by in _HELD_OUT}
     table = LatencyTable(
         format=1,
         unit="ms",
@@ -95,7 +95,7 @@ def fit_table(name: str, published: Path, spaces: Iterable[SearchSpace]) -> Late
                 within_10_percent=round(100 * error.within_10_ratio, 1),
                 kendall_tau=round(error.tau, 3),
             )
-            for by, error in errors.items()  # type: ignore[misc]
+            for by, error in errors.items()
         },
         hull=Hull(**{key: tuple(map(_four_digits, limits)) for key, limits in hull(rows, traces).items()}),  # type: ignore[arg-type]
         model=tuple(
@@ -108,6 +108,7 @@ def fit_table(name: str, published: Path, spaces: Iterable[SearchSpace]) -> Late
     return table.model_copy(update={"rows": rows_for(table, blocks)})
 
 
+_HELD_OUT: tuple[Literal["network", "family"], ...] = ("network", "family")
 _COEFFICIENTS = ("fixed_ms", "act_ms_per_mb", "spill_ms_per_mb", "weight_ms_per_mb")
 
 
@@ -138,4 +139,3 @@ def _covering(space: SearchSpace, base: ArchConfig) -> Iterable[ArchConfig]:
     for (first, ones), (second, twos) in itertools.combinations(genes, 2):
         for one, two in itertools.product(ones, twos):
             yield base.changed(deepest | {first: one, second: two})
-

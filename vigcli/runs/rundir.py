@@ -13,6 +13,7 @@ from vigcli.errors import ConfigError, UsageError, VigError
 from vigcli.files import write_text
 
 RUN_FILE = "run.yaml"
+RECIPE_FILE = "recipe.yaml"
 _NUMBERED = re.compile(r"(\d{4,})-(\w+)")
 
 

@@ -188,7 +188,7 @@ class BlockColumns:
 
 
 def _family(config: ArchConfig) -> str:
-    return config.family  # type: ignore[attr-defined, no-any-return]
+    return config.family  # type: ignore[attr-defined]
 
 
 def _hull_features(columns: Array) -> tuple[float, float, float, float]:

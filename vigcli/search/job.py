@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vigcli.config.archs import VARIANTS, AnyArch, ArchConfig, arch_config, variant_name
+from vigcli.config.archs import VARIANTS, ArchConfig, arch_config, variant_name
 from vigcli.config.space import SearchSpace, encode
 from vigcli.errors import InfeasibleError
 from vigcli.latency.table import LatencyEstimate, LatencyTable
@@ -25,7 +25,7 @@ class Network:
     """A network that the search speaks of, in full: latency calibrated, `top1_percent` predicted for ImageNet-1k."""
 
     name: str
-    config: AnyArch
+    config: ArchConfig
     params: ParamCounts
     macs: int
     latency: LatencyEstimate
@@ -49,7 +49,7 @@ class Network:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """What a search found under `budget_ms`.
 
     Attributes:
         front: (latency_ms, predicted top-1, configuration) of candidates none of which beats another, by latency.
@@ -57,6 +57,7 @@ class SearchResult:
         kept: genes that neither price nor score can see; they keep the base's value.
     """
 
+    budget_ms: float
     best: Network
     nearest: Network
     published: tuple[Network, ...]
@@ -110,6 +111,7 @@ def search(
     assert abs(best.latency.ms - found.latency_ms[-1]) < 1e-4, "the encoding prices a network unlike its trace"
     front = zip(found.latency_ms, found.score, map(encoding.config, found.candidates), strict=True)
     return SearchResult(
+        budget_ms,
         best,
         nearest_published(published, budget_ms),
         published,
@@ -121,7 +123,7 @@ def search(
     )
 
 
-def describe(name: str, config: AnyArch, table: LatencyTable) -> Network:
+def describe(name: str, config: ArchConfig, table: LatencyTable) -> Network:
     """A network counted, priced and scored by itself."""
     counted = profile(config)
     columns = BlockColumns(table).segments(config).sum(0)

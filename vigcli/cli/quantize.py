@@ -1,0 +1,113 @@
+"""`vig quantize`: an int8 package, and what it cost."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from vigcli.cli.options import dry_run_option, json_option, output_option
+from vigcli.cli.output import emit_json, progress, say, table
+from vigcli.errors import ConfigError, UsageError
+from vigcli.units import format_bytes
+
+
+@click.command()
+@click.argument("checkpoint_name", metavar="[CHECKPOINT]", required=False)
+@click.option("--int8", is_flag=True, help="Weights and activations in eight bits (W8A8); needs iOS 17.")
+@click.option(
+    "--data", "data_root", type=click.Path(), help="Folder with train/ and val/; default: the checkpoint's data."
+)
+@click.option(
+    "--images", type=click.IntRange(128), default=256, show_default=True, help="Training pictures to calibrate on."
+)
+@output_option
+@dry_run_option
+@json_option
+def command(
+    checkpoint_name: str | None,
+    int8: bool,
+    data_root: str | None,
+    images: int,
+    output: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write an int8 CoreML package of CHECKPOINT (default: the newest) and measure it by running it.
+
+    Example:  vig quantize --int8
+    """
+    if not int8:
+        raise UsageError("what to quantize to is not said.", "Write vig quantize --int8.")
+    from vigcli.archs.checkpoint import load_checkpoint
+    from vigcli.cli.load import data_of, picked_checkpoint
+    from vigcli.train.data import check_classes, load_split, open_data
+
+    path = picked_checkpoint(checkpoint_name)
+    checkpoint = load_checkpoint(path)
+    meta = checkpoint.meta
+    data = data_of(meta, data_root)
+    train, val = open_data(data, "train"), open_data(data, "val")
+    check_classes(train, meta.arch.num_classes, meta.labels)
+    check_classes(val, meta.arch.num_classes, meta.labels)
+    if len(train) < 128:
+        raise ConfigError(f"{train.name}: {len(train)} pictures are too few to calibrate on.", "Give at least 128.")
+    say(f"Taking {path}: calibrating on {min(images, len(train))} training pictures, measuring on {len(val)} others.")
+    if dry_run:
+        return
+    from vigcli.compress.quantize import quantize_int8
+    from vigcli.coreml.convert import preprocessing_text
+    from vigcli.coreml.interpreter import Program
+    from vigcli.runs.provenance import provenance, sha256
+    from vigcli.runs.rundir import new_run, write_run_file
+    from vigcli.train.data import eval_batches
+    from vigcli.train.evaluate import agreement_percent, evaluate, normalized
+
+    size = meta.arch.resolution
+    digest = sha256(path)
+    calibration, _ = load_split(data, "train", meta.preprocessing, size, limit=images)
+    run = new_run("quantize", output)
+    package = run / "int8.mlpackage"
+    with progress() as advance:
+        written = quantize_int8(checkpoint, digest, calibration, package, advance)
+        program = Program.load(package)
+        pictures = list(eval_batches(val, meta.preprocessing, size))
+        advance("measuring", 0, 2)
+        fp32 = evaluate(normalized(checkpoint.model, meta.preprocessing), pictures)
+        advance("measuring", 1, 2)
+        int8_result = evaluate(lambda pixels: program.predict(pixels.float()), pictures)
+    agreement = agreement_percent(fp32, int8_result)
+    write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
+    bytes_on_disk = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
+    answer = {
+        "package": str(package),
+        "checkpoint": str(path),
+        "size_bytes": bytes_on_disk,
+        "minimum_ios": written.minimum_ios,
+        "num_calibration_images": len(calibration),
+        "num_images": fp32.num_images,
+        "top1_percent_fp32": round(fp32.top1_percent, 2),
+        "top1_percent_int8": round(int8_result.top1_percent, 2),
+        "agreement_percent": round(agreement, 2),
+        "latency_ms": None,
+    }
+    from vigcli.files import write_json
+
+    write_json(run / "quantize.json", answer)
+    if as_json:
+        emit_json(answer)
+        return
+    rows = []
+    for name, result in (("fp32 network", fp32), ("int8 package", int8_result)):
+        low, high = result.interval_percent()
+        is_int8 = result is int8_result
+        rows.append((
+            name, f"{result.top1_percent:.1f} ({low:.1f} to {high:.1f})", result.num_images,
+            f"{agreement:.1f}" if is_int8 else "100.0", format_bytes(bytes_on_disk) if is_int8 else "",
+            "not known" if is_int8 else "",
+        ))  # fmt: skip
+    table(("", "top-1 % (95 %)", "pictures", "agreement %", "size", "ms"), rows, title=f"{path}, measured")
+    say("The package was run by vig's interpreter in torch, not by Apple's runtime. It needs iOS 17 or later.")
+    say("Milliseconds of int8: not known; the latency tables know fp16.")
+    say(f"Wrote {package}. Input: {preprocessing_text(written)}.")
+    click.echo(f"Next:  vig verify {package}")

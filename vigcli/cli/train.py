@@ -1,0 +1,170 @@
+"""`vig train`: a recipe in, a checkpoint out."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vigcli.cli.options import dry_run_option, json_option, output_option, set_option
+from vigcli.cli.output import emit_json, fields, progress, say, table
+from vigcli.errors import Interrupted, UsageError
+
+
+@click.command()
+@click.argument("recipe_name", metavar="[RECIPE]", required=False)
+@click.option("--data", "data_root", type=click.Path(), help="Folder with train/ and val/, one folder a class in each.")
+@click.option("--teacher-weights", type=click.Path(), help="Weights of the recipe's teacher (.safetensors or .pth).")
+@click.option("--resume", type=click.Path(), metavar="RUN_DIR", help="Go on with a run that was stopped.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto.")
+@set_option
+@output_option
+@dry_run_option
+@json_option
+def command(
+    recipe_name: str | None,
+    data_root: str | None,
+    teacher_weights: str | None,
+    resume: str | None,
+    device: str,
+    settings: tuple[str, ...],
+    output: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train the network of RECIPE (a file, or a name of `vig ls recipes`).
+
+    Example:  vig train recipes/v2_s.yaml --data /path/to/imagenet
+    """
+    from vigcli.cli.load import picked_device
+    from vigcli.config.load import dump
+    from vigcli.config.recipe import load_recipe
+    from vigcli.files import write_text
+    from vigcli.paths import find_file
+    from vigcli.runs.rundir import RECIPE_FILE, new_run, write_run_file
+
+    if (recipe_name is None) == (resume is None):
+        raise UsageError(
+            "either a recipe or a run to resume is needed.", "vig train RECIPE, or vig train --resume RUN."
+        )
+    if resume is not None and (settings or output):
+        raise UsageError("a resumed run keeps its recipe and its folder.", "Start a new run to change them.")
+    file = find_file("recipe", recipe_name) if recipe_name else Path(str(resume)) / RECIPE_FILE
+    if teacher_weights:
+        settings = (*settings, f"distillation.weights={teacher_weights}")
+    recipe = load_recipe(file, settings)
+    if dry_run:
+        _plan(recipe, data_root, as_json)
+        return
+    from vigcli.runs.provenance import provenance, sha256
+    from vigcli.train.data import open_data
+    from vigcli.train.loop import curves, load_teacher, train
+
+    data = recipe.data if data_root is None else recipe.data.changed({"root": data_root})
+    device = picked_device(device)
+    for split in ("train", "val"):
+        open_data(data, split)  # a missing folder or teacher ends here, before a run directory is made
+    if recipe.distillation is not None and recipe.distillation.weights is None:
+        load_teacher(recipe.distillation, recipe, device)
+    record = provenance(sys.argv, recipe.seed, recipe.model_dump_json(), [sha256(file)])
+    run = Path(resume) if resume else new_run("train", output)
+    if resume is None:
+        write_text(run / RECIPE_FILE, dump(recipe))
+        write_run_file(run, record)
+    say(f"Training {_name(recipe)} at {recipe.resolution} px, {recipe.num_classes} classes, on {device}, in {run}.")
+    with progress() as advance, _stop_on_signal() as should_stop:
+
+        def on_event(event: Any) -> None:
+            note = f"loss {event.loss:.3f}  {event.images_per_s:.0f} images/s"
+            advance("step", event.step, event.total_steps, f"epoch {event.epoch + 1}/{recipe.epochs}  {note}")
+            if event.val_top1_percent is not None and not as_json:
+                say(f"epoch {event.epoch}: train loss {event.loss:.3f}, val top-1 {event.val_top1_percent:.1f} %")
+
+        result = train(
+            recipe, run, on_event=on_event, should_stop=should_stop, provenance=record, data_root=data_root,
+            device=device, resume=resume is not None,
+        )  # fmt: skip
+    if not result.finished:
+        raise Interrupted(
+            f"stopped at step {result.step}; the state is saved.", f"Go on with: vig train --resume {run}"
+        )
+    curves(result.history, run / "curves.png")
+    _report(result, run, as_json)
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask the loop to save and stop; a second one stops at once."""
+    stopping = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal stopping
+        if stopping:
+            raise KeyboardInterrupt
+        stopping = True
+        say("Stopping: saving the state after this step ...")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _name(recipe: Any) -> str:
+    from vigcli.config.archs import variant_name
+
+    return variant_name(recipe.arch_config()) or "the recipe's own network"
+
+
+def _plan(recipe: Any, data_root: str | None, as_json: bool) -> None:
+    """The resolved job, without touching data or weights where they are not at hand."""
+    from vigcli.config.load import dump
+    from vigcli.errors import UnavailableError
+    from vigcli.measure.profile import profile
+    from vigcli.train.data import open_data
+    from vigcli.train.loop import plan
+
+    data = recipe.data if data_root is None else recipe.data.changed({"root": data_root})
+    try:
+        num_train, found = len(open_data(data, "train")), ""
+    except UnavailableError as error:
+        num_train, found = 1_281_167, f"not at hand ({error}); counted as ImageNet-1k"
+    counted = profile(recipe.arch_config())
+    steps = plan(recipe, num_train)
+    job = {"images": num_train, "data": found or "found", **steps, "params": counted.params.total, "macs": counted.macs}
+    if as_json:
+        emit_json({"recipe": recipe.model_dump(mode="json"), "plan": job})
+        return
+    click.echo(dump(recipe))
+    fields([(key, f"{value:,}" if isinstance(value, int) else str(value)) for key, value in job.items()])
+
+
+def _report(result: Any, run: Path, as_json: bool) -> None:
+    last = result.history[-1]
+    evaluation = result.evaluation
+    low, high = evaluation.interval_percent() if evaluation is not None else (None, None)
+    if as_json:
+        emit_json({"run": str(run), "checkpoint": str(result.checkpoint), "history": list(result.history)})
+        return
+    table(
+        ("epoch", "train loss", "val top-1 %", "lr", "images/s"),
+        [
+            (r["epoch"] + 1, f"{r['train_loss']:.3f}", f"{r['val_top1_percent']:.1f}", f"{r['lr']:.1e}",
+             f"{r['images_per_s']:.0f}")
+            for r in result.history
+        ],
+    )  # fmt: skip
+    if evaluation is not None:
+        say(
+            f"top-1 {last['val_top1_percent']:.1f} % of {evaluation.num_images} validation pictures, measured "
+            f"(95 % interval {low:.1f} to {high:.1f}); last epoch, not the best."
+        )
+    say(f"Wrote {result.checkpoint}, history.json, curves.png.")
+    click.echo("Next:  vig quantize --int8")
