@@ -61,7 +61,7 @@ def draw_front(result: SearchResult, path: Path) -> None:
     axes.plot([], [], "s", color="#b5502c", label="published networks, priced and scored alike")
     axes.plot(result.best.latency.ms, result.best.top1_percent, "*", ms=14, color="#1f5fa8", label="best")
     axes.axvline(budget_ms, color="black", lw=0.8, ls=":", label=f"budget {budget_ms:g} ms")
-    right = 1.15 * max(budget_ms, result.nearest.latency.ms)
+    right = 1.2 * max(budget_ms, result.nearest.latency.ms)
     axes.set_xlim(0.97 * min(*latency, result.nearest.latency.ms), right)
     inside = [n.top1_percent for n in result.published if n.latency.ms <= right]
     axes.set_ylim(min(*score, *inside) - 0.5, max(*score, *inside) + 0.5)

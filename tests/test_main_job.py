@@ -1,0 +1,141 @@
+"""The main job end to end through the command line: build, search, train, quantize, export, verify, profile."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vigcli.cli.main import main
+from vigcli.paths import embedded
+
+RECIPE = """
+arch:
+  family: mobilevigv2
+  resolution: 96
+  num_classes: 4
+  head_width: 16
+  stages:
+  - {local_depth: 1, width: 8}
+  - {local_depth: 1, graph_depth: 1, width: 16, reach: 4}
+  - {local_depth: 1, graph_depth: 1, width: 16, reach: 2}
+  - {local_depth: 1, graph_depth: 1, width: 24, reach: 1}
+resolution: 96
+num_classes: 4
+data: {source: folder, workers: 0}
+epochs: 2
+batch_size: 32
+optimizer: {lr: 5e-3}
+schedule: {warmup_epochs: 0.5}
+"""
+CLASSES = ("face", "flag", "place", "symbol")
+
+Vig = Callable[..., str]
+
+
+@pytest.fixture
+def vig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Vig:
+    """Runs a command line in an empty folder and gives what it prints on stdout."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str, code: int = 0) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        captured = capsys.readouterr()
+        assert stop.value.code == code, captured.err
+        return captured.out
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """180 embedded pictures of four classes as an image folder, 36 of them for validation."""
+    counts: dict[tuple[str, str], int] = {}
+    with zipfile.ZipFile(embedded("emoji10.zip")) as file:
+        for name in sorted(file.namelist()):
+            split, _, rest = name.partition("/")
+            key = split, rest.partition("/")[0]
+            if key[1] in CLASSES and counts.get(key, 0) < (36 if split == "train" else 9):
+                counts[key] = counts.get(key, 0) + 1
+                file.extract(name, tmp_path / "pictures")
+    return tmp_path / "pictures"
+
+
+def test_from_a_recipe_to_verified_packages(vig: Vig, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    vig("check", "tiny.yaml")
+    trained = json.loads(vig("train", "tiny.yaml", "--data", str(pictures), "--json"))
+    assert [r["epoch"] for r in trained["history"]] == [0, 1]
+    assert (tmp_path / trained["run"] / "curves.png").stat().st_size > 1000
+
+    quantized = json.loads(vig("quantize", "--int8", "--data", str(pictures), "--images", "128", "--json"))
+    assert quantized["checkpoint"] == trained["checkpoint"]
+    assert quantized["num_images"] == 36
+    assert quantized["num_calibration_images"] == 128
+    assert quantized["minimum_ios"] == 17
+    assert quantized["latency_ms"] is None
+    assert quantized["agreement_percent"] >= 75
+
+    exported = json.loads(vig("export", "--json"))
+    assert exported["minimum_ios"] == 16
+    assert "gather" not in exported["op_counts"]
+    assert "centre crop 96 x 96" in exported["preprocessing"]
+    assert exported["size_bytes"] > quantized["size_bytes"]
+
+    for package in (exported["package"], quantized["package"]):
+        report = json.loads(vig("verify", package, "--json"))
+        assert report["passed"]
+        assert report["num_inputs"] == 32
+        assert report["twin_relative_error"] < 1e-5
+    assert json.loads(vig("verify", exported["package"], "--json"))["snr_db"] > 35
+
+    for subject in (exported["package"], trained["checkpoint"], trained["run"]):
+        counted = json.loads(vig("profile", subject, "--json"))
+        assert counted["arch"]["resolution"] == 96
+        assert counted["latency_outside_fit"], "a network this small lies outside the fitted range"
+    runs = [path.name for path in sorted((tmp_path / "runs").iterdir())]
+    assert runs == ["0001-train", "0002-quantize", "0003-export"]
+    for run in runs:
+        assert "argv" in (tmp_path / "runs" / run / "run.yaml").read_text()
+
+
+def test_a_package_of_another_checkpoint_is_refused(vig: Vig, tmp_path: Path) -> None:
+    tiny = ("--resolution", "96", "--num-classes", "10", "--set", "head_width=16")
+    vig("build", "mobilevigv2_ti", *tiny, "-o", "one.safetensors")
+    vig("build", "mobilevigv2_ti", *tiny, "--seed", "1", "-o", "two.safetensors")
+    package = json.loads(vig("export", "one.safetensors", "--json"))["package"]
+    vig("verify", package, "--checkpoint", "two.safetensors", code=3)
+    vig("verify", package, code=3)
+
+
+def test_search_writes_a_recipe_that_trains(vig: Vig, tmp_path: Path) -> None:
+    answer = json.loads(vig("search", "--budget", "0.8ms", "--resolution", "160", "--num-classes", "10", "--json"))
+    best = answer["best"]
+    assert best["latency_ms"] <= 0.8
+    assert best["latency_kind"] == "calibrated"
+    assert best["top1_kind"] == "predicted"
+    assert best["arch"]["resolution"] == 160
+    run = tmp_path / answer["run"]
+    assert {"recipe.yaml", "front.json", "front.png", "run.yaml"} <= {path.name for path in run.iterdir()}
+    plan = json.loads(vig("train", str(run / "recipe.yaml"), "--dry-run", "--json"))
+    assert plan["recipe"]["arch"] == best["arch"]
+    assert plan["plan"]["images"] == 1278
+    vig("train", str(run / "recipe.yaml"), "--set", "resolution=192", code=3)
+    front = json.loads((run / "front.json").read_text())["front"]
+    assert [f["latency_ms"] for f in front] == sorted(f["latency_ms"] for f in front)
+
+
+def test_the_lines_of_the_readme(vig: Vig) -> None:
+    vig("train", "recipes/v2_s.yaml", code=6)
+    assert json.loads(vig("train", "recipes/v2_s.yaml", "--dry-run", "--json"))["plan"]["total_steps"] == 187_500
+    vig("search", "--budget", "0.4ms", code=4)
+    vig("search", "--budget", "1.0", code=2)
+    vig("profile", "timm:mobilenetv2_100", "--budget", "3ms")
+    vig("profile", "timm:mobilenetv2_100", "--budget", "0.5ms", code=4)
+    networks = json.loads(vig("profile", "--json"))
+    assert {n["name"]: n["params_total"] for n in networks}["mobilevigv2_s"] == 7_767_632
