@@ -13,7 +13,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	$(if $(TORCH_INDEX),$(UV) --index-url $(TORCH_INDEX) torch torchvision)
 	$(UV) --editable '.[all,dev]'
 	touch $@
@@ -27,4 +27,4 @@ lint: setup
 	.venv/bin/mypy
 
 test: lint
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto

@@ -50,7 +50,7 @@ def nsga2(encoding: Encoding, budget_ms: float, seeds: np.ndarray, candidates: i
         mutation=PM(vtype=float, repair=RoundingRepair()), eliminate_duplicates=True,
     )  # fmt: skip
     result = minimize(Space(), algorithm, ("n_eval", candidates), seed=seed)
-    return float(-result.F[:, 1].min()) if result.F is not None else float("nan")
+    return float(-result.F[:, 1].min()) if result.F is not None else float("-inf")
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
     candidates = 40_500
 
     def best(found) -> float:
-        return float(found.score[-1]) if len(found.score) else float("nan")
+        return float(found.score[-1]) if len(found.score) else float("-inf")
 
     engines: dict[str, Callable[[int], float]] = {
         "vig evolution": lambda s: best(evolve(encoding, options.budget, published, np.random.default_rng(s))),
@@ -88,7 +88,8 @@ def main() -> None:
     print(f"{'engine':<15}{'CPU s':>8}{'x vig':>8}{'candidates/s':>15}{'predicted top-1 %':>20}")
     for name, row in summary.items():
         rate = f"{candidates / row['cpu_s']:,.0f}"
-        print(f"{name:<15}{row['cpu_s']:>8.2f}{row['cpu_s'] / ours['cpu_s']:>8.1f}{rate:>15}{row['top1']:>20.2f}")
+        top1 = f"{row['top1']:.2f}" if np.isfinite(row["top1"]) else "found none"
+        print(f"{name:<15}{row['cpu_s']:>8.2f}{row['cpu_s'] / ours['cpu_s']:>8.1f}{rate:>15}{top1:>20}")
     if options.json:
         options.json.write_text(json.dumps(summary, indent=2) + "\n")
 

@@ -51,8 +51,8 @@ class Interrupted(VigError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean 'depth'?` for the nearest known word, else the known words, else nothing."""
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    by_lower = {str(k).lower(): str(k) for k in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     if close:
-        return f"Did you mean '{close[0]}'?"
-    return f"Known: {', '.join(known)}." if 0 < len(known) <= 30 else ""
+        return f"Did you mean '{by_lower[close[0]]}'?"
+    return f"Known: {', '.join(by_lower.values())}." if 0 < len(by_lower) <= 30 else ""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,29 +18,56 @@ from vigcli.errors import VigError
 def replacing(path: Path | str) -> Iterator[Path]:
     """A temporary path beside `path`, renamed over it when the block ends well and removed when it does not.
 
-    The block may create a file or a folder there. Raises VigError where the disk is full or may not be written.
+    The block may create a file or a folder there; a link is written through. Raises VigError where the disk is full
+    or may not be written, and where something else than a file or a folder of the same kind stands.
     """
-    path = Path(path)
-    temporary: Path | None = None
+    target = Path(os.path.realpath(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary = folder / path.name
-        yield temporary
-        if temporary.is_file():
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-        if path.is_dir() and not path.is_symlink():
-            os.rename(path, folder / "replaced")  # a folder cannot be renamed over a folder that holds files
-        os.replace(temporary, path)
+        with (
+            made_folder(target.parent) as parent,
+            tempfile.TemporaryDirectory(prefix=".vig-", dir=parent, ignore_cleanup_errors=True) as folder,
+        ):
+            temporary = Path(folder) / target.name
+            yield temporary
+            if temporary.is_file():
+                with temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+            _put(temporary, target, Path(folder) / "replaced")
     except OSError as error:
         raise VigError(
             f"{path}: cannot be written: {error.strerror or error}.",
             "Free disk space or choose another place with -o; nothing was left half-written.",
         ) from error
+
+
+def _put(new: Path, target: Path, aside: Path) -> None:
+    """Rename `new` to `target`; a folder there is put aside, because none can be renamed over one that holds files."""
+    if target.exists() and not (target.is_file() and new.is_file()) and not (target.is_dir() and new.is_dir()):
+        raise OSError(errno.EEXIST, "a folder or a device stands there")
+    try:
+        if target.is_dir():
+            os.rename(target, aside)
+        os.replace(new, target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            os.rename(aside, target)
+        raise
+
+
+@contextlib.contextmanager
+def made_folder(path: Path) -> Iterator[Path]:
+    """Make a folder and those above it; those that were made and are still empty at the end are removed again.
+
+    Raises OSError.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary.parent, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def write_text(path: Path | str, text: str) -> None:

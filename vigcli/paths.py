@@ -24,6 +24,13 @@ def builtin_names(kind: str) -> list[str]:
     return sorted(path.stem for path in builtin_folder(kind).glob("*.yaml") if not path.name.startswith("_"))
 
 
+def find_builtin(kind: str, name: str) -> Path | None:
+    """The built-in file that `name` means: `v2_s`, `v2_s.yaml` or `recipes/v2_s.yaml`, from wherever one stands."""
+    path = Path(name)
+    known = str(path.parent) in (".", KINDS[kind]) and path.name.removesuffix(".yaml") in builtin_names(kind)
+    return builtin_folder(kind) / f"{path.name.removesuffix('.yaml')}.yaml" if known else None
+
+
 def find_file(kind: str, name: str) -> Path:
     """The file that `name` means: a path that exists, else a built-in name (`v2_s`, `recipes/v2_s.yaml`).
 
@@ -33,11 +40,9 @@ def find_file(kind: str, name: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise ConfigError(f"{name}: is a folder, not a {kind} file.", "Name a YAML file.")
-    if path.suffix in ("", ".yaml") and path.parent.name in ("", KINDS[kind]):
-        builtin = builtin_folder(kind) / f"{path.stem if path.suffix else path.name}.yaml"
-        if builtin.is_file():
-            return builtin
+        raise ConfigError(f"{path}: is a folder, not a {kind} file.", "Name a YAML file.")
+    if (builtin := find_builtin(kind, name)) is not None:
+        return builtin
     hint = did_you_mean(path.stem, builtin_names(kind)) or f"`vig ls {kind}s` lists the built-in ones."
     raise ConfigError(f"{name}: no such {kind} file.", hint)
 

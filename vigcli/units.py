@@ -6,8 +6,8 @@ import re
 
 from vigcli.errors import UsageError
 
-_LATENCY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(ms|us|µs|s)\s*", re.IGNORECASE)
-_TO_MS = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
+_LATENCY = re.compile(r"((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)\s*(ms|us|[µμ]s|s)?", re.IGNORECASE | re.ASCII)
+_TO_MS = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "s": 1e3}  # micro sign and Greek mu look alike
 
 
 def parse_latency_ms(text: str) -> float:
@@ -15,13 +15,11 @@ def parse_latency_ms(text: str) -> float:
 
     Raises UsageError for a bare number (milliseconds or microseconds?), a non-positive or unreadable one.
     """
-    match = _LATENCY.fullmatch(text)
+    match = _LATENCY.fullmatch(text.strip())
     if match is None:
-        try:
-            float(text)
-        except ValueError:
-            raise UsageError(f"'{text}' is not a latency.", "Write a number with a unit: 1.0ms or 1000us.") from None
-        raise UsageError(f"'{text}' has no unit.", f"Write {text}ms or {text}us.")
+        raise UsageError(f"'{text}' is not a latency.", "Write a number with a unit: 1.0ms or 1000us.")
+    if match[2] is None:
+        raise UsageError(f"'{text}' has no unit.", f"Write {match[1]}ms or {match[1]}us.")
     value = float(match[1]) * _TO_MS[match[2].lower()]
     if not 0 < value < 1e6:
         raise UsageError(f"'{text}' is not a latency budget.", "It must be above zero and below 1000 s.")

@@ -21,8 +21,11 @@ from vigcli.config.archs import arch_config
 from vigcli.config.recipe import Preprocessing, Recipe, load_recipe
 from vigcli.errors import ConfigError, UnavailableError, VigError
 from vigcli.paths import builtin_folder
+from vigcli.train.curves import curves
 from vigcli.train.evaluate import Evaluation, agreement_percent, evaluate, normalized, wilson_percent
-from vigcli.train.loop import Objective, TrainEvent, TrainResult, curves, plan, train
+from vigcli.train.loop import TrainEvent, TrainResult, train
+from vigcli.train.objective import Objective
+from vigcli.train.schedule import plan
 
 TINY = arch_config("mobilevigv2_ti").changed(
     {"resolution": 96, "num_classes": 10, "head_width": 16, "drop_path_rate": 0.3}

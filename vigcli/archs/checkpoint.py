@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from vigcli.config.load import parse_as
 from vigcli.errors import ConfigError
 from vigcli.files import replacing
 
-_KEY = "vig"
+_KEY, _CHECKSUM = "vig", "sha256"
 
 
 class Checkpoint(NamedTuple):
@@ -37,13 +38,20 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """A checkpoint of ours as a network in evaluation mode. Raises ConfigError for one that is damaged or foreign."""
     meta = read_meta(path)
     tensors, _ = load_tensors(path)
-    model = build(meta.arch, device="meta")
+    try:
+        model = build(meta.arch, device="meta")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", error.hint or _REMAKE) from error
     expected = model.state_dict()
-    for name in expected.keys() | tensors.keys():
-        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors or name not in expected or _form(tensors[name]) != _form(expected[name]):
             raise ConfigError(f"{path}: {name}: does not fit the network that the file names.", _REMAKE)
     model.load_state_dict(tensors, assign=True)
     return Checkpoint(model.eval(), meta)
+
+
+def _form(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return tensor.dtype, tensor.shape
 
 
 _REMAKE = "The file is damaged or was edited: make it again with `vig train` or `vig build`."
@@ -56,14 +64,17 @@ def read_meta(path: Path | str) -> CheckpointMeta:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is no checkpoint of vig: its metadata cannot be read.", _REMAKE) from error
-    return parse_as(CheckpointMeta, data, str(path))
+    try:
+        return parse_as(CheckpointMeta, data, str(path))
+    except ConfigError as error:
+        raise ConfigError(str(error), _REMAKE) from error
 
 
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], text: str) -> None:
     """Named tensors and a text as one safetensors file, whole or not at all."""
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, {_KEY: text})
+            save_file(tensors, temporary, {_KEY: text, _CHECKSUM: _checksum(tensors, text)})
         except SafetensorError as error:  # it wraps the operating system's complaint
             raise OSError(str(error)) from error
 
@@ -86,8 +97,20 @@ def _open(path: Path | str, tensors: bool) -> tuple[dict[str, Tensor], str]:
         raise ConfigError(f"{path}: is no safetensors file, or is truncated ({error}).", _REMAKE) from error
     if _KEY not in metadata:
         raise ConfigError(f"{path}: is a safetensors file, but no checkpoint of vig.", "Only vig's own files are read.")
+    if tensors and metadata.get(_CHECKSUM) not in (None, _checksum(loaded, metadata[_KEY])):
+        raise ConfigError(f"{path}: its contents do not fit its checksum.", _REMAKE)
     if any(tensor.is_floating_point() and not torch.isfinite(tensor).all() for tensor in loaded.values()):
         raise ConfigError(
             f"{path}: holds weights that are not finite.", "The run diverged: train again with a lower lr."
         )
     return loaded, metadata[_KEY]
+
+
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    """Against accidents, not attacks: a weight with a flipped bit is still a number."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from vigcli.cli.options import json_option
 from vigcli.cli.output import emit_json, say
 from vigcli.config.load import Strict, read_yaml
 from vigcli.errors import UsageError
@@ -35,8 +36,9 @@ def _model(kind: str) -> type[Strict]:
 @click.command()
 @click.argument("file", required=False, type=click.Path())
 @click.option("--schema", type=click.Choice(SCHEMAS), help="Print the JSON Schema of a kind of file, for editors.")
-def command(file: str | None, schema: str | None) -> None:
-    """Validate FILE (a recipe, search space, latency table or checkpoint) and say what it is.
+@json_option
+def command(file: str | None, schema: str | None, as_json: bool) -> None:
+    """Validate FILE (a recipe, search space, latency table, checkpoint or CoreML package) and say what it is.
 
     Example:  vig check my_recipe.yaml
     """
@@ -50,10 +52,17 @@ def command(file: str | None, schema: str | None) -> None:
 
         load_checkpoint(file)
         kind = "checkpoint"
+    elif Path(file).suffix == ".mlpackage":
+        from vigcli.coreml.convert import package_meta
+
+        package_meta(file)
+        kind = "package"
     else:
         kind = _kind(file)
         _load(kind, file)
     say(f"{file}: a valid {kind}.")
+    if as_json:
+        emit_json({"file": file, "kind": kind, "valid": True})
 
 
 def _kind(file: str) -> str:

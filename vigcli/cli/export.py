@@ -35,14 +35,15 @@ def command(checkpoint_name: str | None, precision: str, output: str | None, dry
     say(f"Taking {path}.")
     if dry_run:
         say(f"Would write {output or 'a new run in runs/'}/{precision}.mlpackage.")
+        if as_json:
+            emit_json({"checkpoint": str(path), "precision": precision, "output": output})
         return
     digest = sha256(path)
-    run = new_run("export", output)
-    package = run / f"{precision}.mlpackage"
-    with progress() as advance:
+    with new_run("export", output) as run, progress() as advance:
+        package = run / f"{precision}.mlpackage"
         advance("converting", 0, 1)
         meta = export(checkpoint, digest, package, cast(Literal["fp16", "fp32"], precision))
-    write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
+        write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
     counts = Program.load(package).op_counts
     size_bytes = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
     answer = {

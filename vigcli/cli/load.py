@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from vigcli.config.load import apply_settings, parse_as
 from vigcli.errors import ConfigError, UnavailableError
 from vigcli.runs.provenance import sha256
 from vigcli.runs.rundir import newest
+from vigcli.units import format_bytes
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -30,17 +32,17 @@ def arch_with(
 def picked_checkpoint(path: str | None) -> Path:
     """The checkpoint that a user named (a file or a run directory), else the newest of any run."""
     if path is None:
-        return newest([CHECKPOINT_FILE], "checkpoint", "Train one first: vig train RECIPE.")
+        return newest([f"*/{CHECKPOINT_FILE}"], "checkpoint", "Train one first: vig train RECIPE.")
     return Path(path) / CHECKPOINT_FILE if Path(path).is_dir() else Path(path)
 
 
 def picked_package(path: str | None) -> Path:
     """The package that a user named (or the one of a run directory), else the newest of any run."""
     if path is None:
-        return newest(["*.mlpackage"], "CoreML package", "Write one first: vig export, or vig quantize --int8.")
+        return newest(["*/*.mlpackage"], "CoreML package", "Write one first: vig export, or vig quantize --int8.")
     folder = Path(path)
     if folder.is_dir() and folder.suffix != ".mlpackage":
-        return newest(["*.mlpackage"], "CoreML package", "Name a package.", folder.parent / folder.name / "..")
+        return newest(["*.mlpackage"], "CoreML package", "Name a package, or the run directory of one.", folder)
     return folder
 
 
@@ -56,6 +58,15 @@ def checkpoint_of(package: Path, digest: str, named: str | None) -> Path:
             return path
     hint = "Name it with --checkpoint; it may have been trained on since."
     raise ConfigError(f"{package}: no run holds the checkpoint that it was made from.", hint)
+
+
+def check_memory(what: str, num_params: int) -> None:
+    """Refuse weights that this machine cannot hold: Linux grants the memory and ends the process when it is used."""
+    wanted, present = 2 * 4 * num_params, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # a copy is written
+    if wanted > present:
+        hint = "Choose smaller widths or depths, or a larger machine."
+        sizes = f"{format_bytes(wanted)}, this machine has {format_bytes(present)}"
+        raise UnavailableError(f"{what}: its weights need {sizes} of memory.", hint)
 
 
 def picked_device(name: str) -> str:

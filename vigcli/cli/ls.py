@@ -12,10 +12,10 @@ KINDS = ("archs", "spaces", "tables", "recipes")
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(KINDS), required=False)
+@click.argument("kind", metavar="[KIND]", type=click.Choice(KINDS), required=False)
 @json_option
 def command(kind: str | None, as_json: bool) -> None:
-    """List networks, search spaces, latency tables and recipes, or only those of one KIND.
+    """List networks, search spaces, latency tables and recipes, or those of one KIND: archs, spaces, tables, recipes.
 
     Example:  vig ls recipes
     """

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import click
+try:
+    import click
 
-from vigcli import __version__
-from vigcli.errors import Interrupted, UsageError, VigError, did_you_mean
+    from vigcli import __version__
+    from vigcli.cli.output import colour
+    from vigcli.errors import Interrupted, UsageError, VigError, did_you_mean
+except KeyboardInterrupt:  # before `main` could catch it; nothing has begun
+    raise SystemExit(130) from None
 
 COMMANDS = {  # name: the line that `vig --help` shows; the command itself is `vigcli.cli.<name>:command`
     "search": "Find the best network under a latency budget.",
@@ -61,19 +67,40 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop is treated as Ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale may lack ±, a file's name may be no text
     try:
-        result = cli.main([a for a in arguments if a != "--debug"], prog_name="vig", standalone_mode=False)
-        sys.stdout.flush()
+        _run([a for a in arguments if a != "--debug"])
+        if sys.stdout is not None:  # closed: `vig ls >&-`
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader went away: `vig profile | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer has nowhere to go
         sys.exit(0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
     except BaseException as error:
         if isinstance(error, SystemExit) or (debug and isinstance(error, Exception)):
             raise
+        if isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only break the message
         known = as_vig_error(error)
         _print(known)
         sys.exit(known.exit_code)
-    sys.exit(result if isinstance(result, int) else 0)
+    sys.exit(0)
+
+
+def _run(arguments: list[str]) -> None:
+    """As click's own `main`, which would end a closed pipe with 1 and print on Ctrl-C."""
+    if instruction := os.environ.get("_VIG_COMPLETE"):  # the shell asks for completions
+        from click.shell_completion import shell_complete
+
+        raise click.exceptions.Exit(shell_complete(cli, {}, "vig", "_VIG_COMPLETE", instruction))
+    with cli.make_context("vig", arguments, color=colour()) as context:
+        cli.invoke(context)
 
 
 def as_vig_error(error: BaseException) -> VigError:
@@ -83,22 +110,22 @@ def as_vig_error(error: BaseException) -> VigError:
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         name = context.command_path if context is not None else "vig"
-        message = error.format_message()
-        first, _, suggestion = message.partition("\n")
-        return UsageError(first, suggestion.strip() or f"`{name} --help` shows what it takes.")
-    if isinstance(error, KeyboardInterrupt | click.Abort):
+        first, mark, suggestion = " ".join(error.format_message().split()).partition("Did you mean")
+        return UsageError(first.strip(), mark + suggestion or f"`{name} --help` shows what it takes.")
+    if isinstance(error, KeyboardInterrupt):
         return Interrupted("stopped.", "Nothing was left half-written.")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return VigError("the disk is full.", "Free space and run again; nothing was left half-written.")
+    if isinstance(error, OSError) and error.filename is not None:
+        return VigError(f"{error.filename}: {error.strerror}.", "Check the path, and who may read and write there.")
     if isinstance(error, MemoryError):
         return VigError("not enough memory.", "Use a smaller batch or resolution.")
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return VigError(f"unexpected: {text}", "This is a fault of vig: run again with --debug and report what it prints.")
 
 
 def _print(error: VigError) -> None:
-    out: dict[str, Any] = {"err": True}
-    message = " ".join(str(error).split())
-    click.echo(click.style("Error: ", fg="red") + message, **out)
-    if error.hint:
-        click.echo(click.style("Hint:  ", fg="yellow") + " ".join(error.hint.split()), **out)
+    for word, shade, text in (("Error: ", "red", str(error)), ("Hint:  ", "yellow", error.hint)):
+        if text:  # what a file or a command line holds may be meant to steer a terminal
+            line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+            click.echo(click.style(word, fg=shade) + line, err=True, color=colour())

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import click
 
+
+class Integer(click.IntRange):
+    """Whole numbers in a range; click itself complains of "a valid integer range"."""
+
+    name = "integer"
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 set_option = click.option(
     "--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a configuration value: stages[0].width=48."
 )
-seed_option = click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+seed_option = click.option("--seed", type=Integer(0, 2**31 - 1), default=0, show_default=True)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 output_option = click.option("-o", "--output", type=click.Path(), help="Where to write; default: a new run in runs/.")
 resolution_option = click.option(
-    "--resolution", type=click.IntRange(32, 1024), metavar="PX", help="Input height and width; default 224."
+    "--resolution", type=Integer(32, 1024), metavar="PX", help="Input height and width; default 224."
 )
-num_classes_option = click.option(
-    "--num-classes", type=click.IntRange(2, 65536), metavar="N", help="Classes; default 1000."
-)
+num_classes_option = click.option("--num-classes", type=Integer(2, 65536), metavar="N", help="Classes; default 1000.")
 table_option = click.option(
     "--table",
     "table_name",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,11 @@ from typing import Any
 import click
 
 from vigcli.units import format_duration
+
+
+def colour() -> bool | None:
+    """False where the user wants none (https://no-color.org); None leaves it to whether it is a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def say(text: str) -> None:
@@ -52,7 +58,7 @@ class Progress:
     """Progress on stderr that counts what costs: a line in place on a terminal, else a plain line every 15 s."""
 
     def __init__(self) -> None:
-        self.tty = sys.stderr.isatty()
+        self.tty = sys.stderr.isatty() and colour() is None
         self.what = ""
         self.start = self.last = time.monotonic()
 

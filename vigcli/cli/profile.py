@@ -9,7 +9,7 @@ import click
 
 from vigcli.cli.options import json_option, num_classes_option, resolution_option, set_option, table_option
 from vigcli.cli.output import emit_json, fields, say, table
-from vigcli.errors import UsageError
+from vigcli.errors import InfeasibleError, UsageError
 from vigcli.units import format_bytes, format_count, parse_latency_ms
 
 
@@ -36,35 +36,39 @@ def command(
 
     Example:  vig profile timm:mobilenetv2_100 --budget 1.0ms
     """
-    budget_ms = parse_latency_ms(budget) if budget else None
+    budget_ms = parse_latency_ms(budget) if budget is not None else None
     from vigcli.latency.table import load_table
 
     latency_table = load_table(table_name)
     if subject is None:
-        if budget or settings or resolution or num_classes:
+        if budget is not None or settings or resolution or num_classes:
             raise UsageError("without a network there is nothing to change or hold to a budget.", "Name a network.")
         _all(latency_table, as_json)
     else:
-        _one(subject, _config(subject, settings, resolution, num_classes), latency_table, budget_ms, as_json)
+        config, precision = _config(subject, settings, resolution, num_classes)
+        _one(subject, config, precision, latency_table, budget_ms, as_json)
 
 
-def _config(subject: str, settings: tuple[str, ...], resolution: int | None, num_classes: int | None) -> Any:
-    """The architecture that a name, checkpoint or package has."""
+def _config(
+    subject: str, settings: tuple[str, ...], resolution: int | None, num_classes: int | None
+) -> tuple[Any, str]:
+    """The architecture that a name, checkpoint or package has, and the precision that it would run in."""
     from vigcli.cli.load import arch_with
 
     path = Path(subject)
     if not path.exists() and path.suffix not in (".safetensors", ".mlpackage"):
-        return arch_with(subject, settings, resolution, num_classes)
+        return arch_with(subject, settings, resolution, num_classes), "fp16"
     if settings or resolution or num_classes:
         raise UsageError(f"{subject}: its architecture is fixed.", "--set and --resolution go with a network's name.")
     if path.suffix == ".mlpackage":
         from vigcli.coreml.convert import package_meta
 
-        return package_meta(path).arch
+        meta = package_meta(path)
+        return meta.arch, meta.precision
     from vigcli.archs.checkpoint import read_meta
     from vigcli.cli.load import picked_checkpoint
 
-    return read_meta(picked_checkpoint(subject)).arch
+    return read_meta(picked_checkpoint(subject)).arch, "fp16"
 
 
 def _all(latency_table: Any, as_json: bool) -> None:
@@ -104,30 +108,40 @@ def _all(latency_table: Any, as_json: bool) -> None:
         say("*: outside the fitted range, do not trust.")
 
 
-def _one(subject: str, config: Any, latency_table: Any, budget_ms: float | None, as_json: bool) -> None:
+def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_ms: float | None, as_json: bool) -> None:
     from vigcli.measure.count import thop_macs
     from vigcli.measure.profile import profile
 
     counted = profile(config)
-    estimate = counted.latency(latency_table)
-    prices = [latency_table.block_ms(block.signature, block.trace) for block in counted.blocks]
-    over = budget_ms is not None and estimate.ms > budget_ms
+    known = precision == latency_table.precision
+    # Asked for a budget, a precision that the table does not know is an error; else its milliseconds are left out.
+    estimate = counted.latency(latency_table, precision) if known or budget_ms is not None else None
+    prices = [latency_table.block_ms(b.signature, b.trace) if known else None for b in counted.blocks]
+    over = estimate is not None and budget_ms is not None and estimate.ms > budget_ms
     if as_json:
         blocks = [
-            {"name": b.name, "signature": b.signature, "params": b.params, "macs": b.trace.macs, "ms": round(p.ms, 5)}
+            {
+                "name": b.name,
+                "signature": b.signature,
+                "params": b.params,
+                "macs": b.trace.macs,
+                "ms": p and round(p.ms, 5),
+            }
             for b, p in zip(counted.blocks, prices, strict=True)
         ]
         record = {"name": subject, "arch": config.model_dump(mode="json"), **_counts(counted), **_latency(estimate)}
-        emit_json({**record, "fixed_ms": round(latency_table.fixed_ms, 5), "blocks": blocks, "over_budget": over})
+        emit_json({**record, "precision": precision, "blocks": blocks, "over_budget": over})
     else:
         rows = [
             (
                 b.name, b.signature, format_count(b.params), format_count(b.trace.macs),
-                f"{b.trace.act_mb:.2f}", f"{b.trace.weight_mb:.3f}", f"{p.ms:.4f}", f"±{p.plus_minus_ms:.4f}",
+                f"{b.trace.act_mb:.2f}", f"{b.trace.weight_mb:.3f}",
+                f"{p.ms:.4f}" if p else "", f"±{p.plus_minus_ms:.4f}" if p else "",
             )
             for b, p in zip(counted.blocks, prices, strict=True)
         ]  # fmt: skip
-        rows.append(("(each inference)", "", "", "", "", "", f"{latency_table.fixed_ms:.4f}", ""))
+        if estimate is not None:
+            rows.append(("(each inference)", "", "", "", "", "", f"{latency_table.fixed_ms:.4f}", ""))
         table(("block", "what", "params", "MACs", "act MB", "weight MB", "ms", "±"), rows, title=f"{subject}, deployed")
         click.echo()
         counts = _counts(counted)
@@ -136,13 +150,15 @@ def _one(subject: str, config: Any, latency_table: Any, budget_ms: float | None,
                        f"{counts['params_deployed']:,} deployed"),
             ("MACs", f"{counts['macs']:,} (thop: {thop_macs(config):,})"),
             ("weights", f"{format_bytes(2 * counts['params_deployed'])} in fp16"),
-            ("latency", str(estimate)),
+            ("latency", str(estimate or f"not known: the table of {latency_table.device} knows fp16, not {precision}")),
         ])  # fmt: skip
-        _say_errors(latency_table)
-    if over:
-        assert budget_ms is not None
-        say(f"{subject} does not meet {budget_ms:g} ms.")
-        raise click.exceptions.Exit(4)
+        if estimate is not None:
+            _say_errors(latency_table)
+    if over and estimate is not None:
+        raise InfeasibleError(
+            f"{subject} does not meet {budget_ms:g} ms: {estimate.ms:.2f} ms (calibrated, {estimate.device}).",
+            "`vig search --budget` finds one that does.",
+        )
 
 
 def _counts(counted: Any) -> dict[str, int]:
@@ -151,6 +167,8 @@ def _counts(counted: Any) -> dict[str, int]:
 
 
 def _latency(estimate: Any) -> dict[str, Any]:
+    if estimate is None:
+        return {"latency_ms": None, "latency_kind": "not known"}
     return {
         "latency_ms": round(estimate.ms, 4),
         "latency_range_ms": [round(estimate.low_ms, 4), round(estimate.high_ms, 4)],

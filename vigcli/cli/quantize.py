@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from vigcli.cli.options import dry_run_option, json_option, output_option
+from vigcli.cli.options import Integer, dry_run_option, json_option, output_option
 from vigcli.cli.output import emit_json, progress, say, table
 from vigcli.errors import ConfigError, UsageError
 from vigcli.units import format_bytes
@@ -18,9 +18,7 @@ from vigcli.units import format_bytes
 @click.option(
     "--data", "data_root", type=click.Path(), help="Folder with train/ and val/; default: the checkpoint's data."
 )
-@click.option(
-    "--images", type=click.IntRange(128), default=256, show_default=True, help="Training pictures to calibrate on."
-)
+@click.option("--images", type=Integer(128), default=256, show_default=True, help="Training pictures to calibrate on.")
 @output_option
 @dry_run_option
 @json_option
@@ -54,10 +52,15 @@ def command(
         raise ConfigError(f"{train.name}: {len(train)} pictures are too few to calibrate on.", "Give at least 128.")
     say(f"Taking {path}: calibrating on {min(images, len(train))} training pictures, measuring on {len(val)} others.")
     if dry_run:
+        if as_json:
+            emit_json(
+                {"checkpoint": str(path), "num_calibration_images": min(images, len(train)), "num_images": len(val)}
+            )
         return
     from vigcli.compress.quantize import quantize_int8
     from vigcli.coreml.convert import preprocessing_text
     from vigcli.coreml.interpreter import Program
+    from vigcli.files import write_json
     from vigcli.runs.provenance import provenance, sha256
     from vigcli.runs.rundir import new_run, write_run_file
     from vigcli.train.data import eval_batches
@@ -66,34 +69,32 @@ def command(
     size = meta.arch.resolution
     digest = sha256(path)
     calibration, _ = load_split(data, "train", meta.preprocessing, size, limit=images)
-    run = new_run("quantize", output)
-    package = run / "int8.mlpackage"
-    with progress() as advance:
-        written = quantize_int8(checkpoint, digest, calibration, package, advance)
-        program = Program.load(package)
-        pictures = list(eval_batches(val, meta.preprocessing, size))
-        advance("measuring", 0, 2)
-        fp32 = evaluate(normalized(checkpoint.model, meta.preprocessing), pictures)
-        advance("measuring", 1, 2)
-        int8_result = evaluate(lambda pixels: program.predict(pixels.float()), pictures)
-    agreement = agreement_percent(fp32, int8_result)
-    write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
-    bytes_on_disk = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
-    answer = {
-        "package": str(package),
-        "checkpoint": str(path),
-        "size_bytes": bytes_on_disk,
-        "minimum_ios": written.minimum_ios,
-        "num_calibration_images": len(calibration),
-        "num_images": fp32.num_images,
-        "top1_percent_fp32": round(fp32.top1_percent, 2),
-        "top1_percent_int8": round(int8_result.top1_percent, 2),
-        "agreement_percent": round(agreement, 2),
-        "latency_ms": None,
-    }
-    from vigcli.files import write_json
-
-    write_json(run / "quantize.json", answer)
+    with new_run("quantize", output) as run:
+        package = run / "int8.mlpackage"
+        with progress() as advance:
+            written = quantize_int8(checkpoint, digest, calibration, package, advance)
+            program = Program.load(package)
+            pictures = list(eval_batches(val, meta.preprocessing, size))
+            advance("measuring", 0, 2)
+            fp32 = evaluate(normalized(checkpoint.model, meta.preprocessing), pictures)
+            advance("measuring", 1, 2)
+            int8_result = evaluate(lambda pixels: program.predict(pixels.float()), pictures)
+        agreement = agreement_percent(fp32, int8_result)
+        write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
+        bytes_on_disk = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
+        answer = {
+            "package": str(package),
+            "checkpoint": str(path),
+            "size_bytes": bytes_on_disk,
+            "minimum_ios": written.minimum_ios,
+            "num_calibration_images": len(calibration),
+            "num_images": fp32.num_images,
+            "top1_percent_fp32": round(fp32.top1_percent, 2),
+            "top1_percent_int8": round(int8_result.top1_percent, 2),
+            "agreement_percent": round(agreement, 2),
+            "latency_ms": None,
+        }
+        write_json(run / "quantize.json", answer)
     if as_json:
         emit_json(answer)
         return

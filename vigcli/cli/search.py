@@ -73,20 +73,25 @@ def command(
     if dry_run:
         say(f"Would search {space_file} ({space.size:.2e} networks) under {budget_ms:g} ms on {latency_table.device},")
         say(f"evaluate about 40,000 networks in half a minute, and write {output or 'a new run in runs/'}.")
+        if as_json:
+            emit_json({
+                "space": str(space_file), "space_size": space.size, "budget_ms": budget_ms,
+                "device": latency_table.device, "recipe": str(recipe_file), "seed": seed, "output": output,
+            })  # fmt: skip
         return
     from vigcli.search.job import search
     from vigcli.search.report import save
 
     start = time.monotonic()
-    with progress() as advance:
-        result = search(
-            space, latency_table, budget_ms,
-            resolution=resolution, num_classes=num_classes, seed=seed, on_progress=advance,
-        )  # fmt: skip
-    run = new_run("search", output)
-    answer = save(result, recipe, f"Found by `vig search --budget {budget}`; the rest is {recipe_file.stem}.", run)
-    parents = [sha256(space_file), sha256(recipe_file)]
-    write_run_file(run, provenance(sys.argv, seed, space.model_dump_json(), parents))
+    with new_run("search", output) as run:
+        with progress() as advance:
+            result = search(
+                space, latency_table, budget_ms,
+                resolution=resolution, num_classes=num_classes, seed=seed, on_progress=advance,
+            )  # fmt: skip
+        answer = save(result, recipe, f"Found by `vig search --budget {budget}`; the rest is {recipe_file.stem}.", run)
+        parents = [sha256(space_file), sha256(recipe_file)]
+        write_run_file(run, provenance(sys.argv, seed, space.model_dump_json(), parents))
     if as_json:
         emit_json(answer)
         return

@@ -11,7 +11,10 @@ from vigcli.errors import ConfigError, did_you_mean
 
 @click.group()
 def command() -> None:
-    """Look at a latency table, or fit it again to the published measurements."""
+    """Look at a latency table, or fit it again to the published measurements.
+
+    Example:  vig table show
+    """
 
 
 @command.command()
@@ -53,7 +56,8 @@ def show(name: str, as_json: bool) -> None:
 @command.command()
 @click.argument("name", default="iphone13-mini")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Default: the built-in file itself.")
-def fit(name: str, output: str | None) -> None:
+@json_option
+def fit(name: str, output: str | None, as_json: bool) -> None:
     """Fit table NAME to the published measurements and write it, with a row for each block of the built-in spaces.
 
     Example:  vig table fit iphone13-mini -o mine.yaml
@@ -72,3 +76,6 @@ def fit(name: str, output: str | None) -> None:
     first = f"# {fitted.device}, {fitted.os}, Neural Engine: calibrated to published measurements by `vig table fit`"
     write_text(path, f"{first}\n{dump(fitted)}")
     say(f"Wrote {path}: {len(fitted.rows)} rows, {fitted.held_out['network'].mape_percent} % on held-out networks.")
+    if as_json:
+        held_out = {by: error.model_dump(mode="json") for by, error in fitted.held_out.items()}
+        emit_json({"path": str(path), "num_rows": len(fitted.rows), "held_out": held_out})

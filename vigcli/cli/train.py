@@ -41,7 +41,7 @@ def command(
 
     Example:  vig train recipes/v2_s.yaml --data /path/to/imagenet
     """
-    from vigcli.cli.load import picked_device
+    from vigcli.cli.load import check_memory, picked_device
     from vigcli.config.load import dump
     from vigcli.config.recipe import load_recipe
     from vigcli.files import write_text
@@ -54,46 +54,53 @@ def command(
         )
     if resume is not None and (settings or output):
         raise UsageError("a resumed run keeps its recipe and its folder.", "Start a new run to change them.")
-    file = find_file("recipe", recipe_name) if recipe_name else Path(str(resume)) / RECIPE_FILE
-    if teacher_weights:
-        settings = (*settings, f"distillation.weights={teacher_weights}")
+    file = find_file("recipe", recipe_name) if recipe_name is not None else Path(str(resume)) / RECIPE_FILE
     recipe = load_recipe(file, settings)
+    # Into the recipe that the run keeps, so that --resume needs neither again.
+    if data_root is not None:
+        recipe = recipe.changed({"data.source": "folder", "data.root": str(Path(data_root).resolve())})
+    if teacher_weights is not None:
+        recipe = recipe.changed({"distillation.weights": str(Path(teacher_weights).resolve())})
     if dry_run:
-        _plan(recipe, data_root, as_json)
+        _plan(recipe, as_json)
         return
+    from vigcli.measure.count import count_params
     from vigcli.runs.provenance import provenance, sha256
+    from vigcli.train.curves import curves
     from vigcli.train.data import open_data
-    from vigcli.train.loop import curves, load_teacher, train
+    from vigcli.train.loop import train
+    from vigcli.train.objective import load_teacher
 
-    data = recipe.data if data_root is None else recipe.data.changed({"root": data_root})
+    check_memory(str(file), count_params(recipe.arch_config()).total)
     device = picked_device(device)
     for split in ("train", "val"):
-        open_data(data, split)  # a missing folder or teacher ends here, before a run directory is made
+        open_data(recipe.data, split)  # a missing folder or teacher ends here, before a run directory is made
     if recipe.distillation is not None and recipe.distillation.weights is None:
         load_teacher(recipe.distillation, recipe, device)
     record = provenance(sys.argv, recipe.seed, recipe.model_dump_json(), [sha256(file)])
-    run = Path(resume) if resume else new_run("train", output)
-    if resume is None:
-        write_text(run / RECIPE_FILE, dump(recipe))
-        write_run_file(run, record)
-    say(f"Training {_name(recipe)} at {recipe.resolution} px, {recipe.num_classes} classes, on {device}, in {run}.")
-    with progress() as advance, _stop_on_signal() as should_stop:
+    with contextlib.nullcontext(Path(resume)) if resume is not None else new_run("train", output) as run:
+        if resume is None:
+            write_text(run / RECIPE_FILE, dump(recipe))
+            write_run_file(run, record)
+        say(f"Training {_name(recipe)} at {recipe.resolution} px, {recipe.num_classes} classes, on {device}, in {run}.")
+        with progress() as advance, _stop_on_signal() as should_stop:
 
-        def on_event(event: Any) -> None:
-            note = f"loss {event.loss:.3f}  {event.images_per_s:.0f} images/s"
-            advance("step", event.step, event.total_steps, f"epoch {event.epoch + 1}/{recipe.epochs}  {note}")
-            if event.val_top1_percent is not None and not as_json:
-                say(f"epoch {event.epoch}: train loss {event.loss:.3f}, val top-1 {event.val_top1_percent:.1f} %")
+            def on_event(event: Any) -> None:
+                note = f"epoch {event.epoch + 1}/{recipe.epochs}  loss {event.loss:.3f}"
+                advance("step", event.step, event.total_steps, f"{note}  {event.images_per_s:.0f} images/s")
+                if event.val_top1_percent is not None and not as_json:
+                    top1 = f"val top-1 {event.val_top1_percent:.1f} %"
+                    say(f"epoch {event.epoch + 1}: train loss {event.loss:.3f}, {top1}")
 
-        result = train(
-            recipe, run, on_event=on_event, should_stop=should_stop, provenance=record, data_root=data_root,
-            device=device, resume=resume is not None,
-        )  # fmt: skip
-    if not result.finished:
-        raise Interrupted(
-            f"stopped at step {result.step}; the state is saved.", f"Go on with: vig train --resume {run}"
-        )
-    curves(result.history, run / "curves.png")
+            result = train(
+                recipe, run, on_event=on_event, should_stop=should_stop, provenance=record, device=device,
+                resume=resume is not None,
+            )  # fmt: skip
+        if not result.finished:
+            raise Interrupted(
+                f"stopped at step {result.step}; the state is saved.", f"Go on with: vig train --resume {run}"
+            )
+        curves(result.history, run / "curves.png")
     _report(result, run, as_json)
 
 
@@ -123,17 +130,16 @@ def _name(recipe: Any) -> str:
     return variant_name(recipe.arch_config()) or "the recipe's own network"
 
 
-def _plan(recipe: Any, data_root: str | None, as_json: bool) -> None:
+def _plan(recipe: Any, as_json: bool) -> None:
     """The resolved job, without touching data or weights where they are not at hand."""
     from vigcli.config.load import dump
     from vigcli.errors import UnavailableError
     from vigcli.measure.profile import profile
     from vigcli.train.data import open_data
-    from vigcli.train.loop import plan
+    from vigcli.train.schedule import plan
 
-    data = recipe.data if data_root is None else recipe.data.changed({"root": data_root})
     try:
-        num_train, found = len(open_data(data, "train")), ""
+        num_train, found = len(open_data(recipe.data, "train")), ""
     except UnavailableError as error:
         num_train, found = 1_281_167, f"not at hand ({error}); counted as ImageNet-1k"
     counted = profile(recipe.arch_config())

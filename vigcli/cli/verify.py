@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vigcli.cli.options import json_option
+from vigcli.cli.options import Integer, json_option
 from vigcli.cli.output import emit_json, fields, progress, say
 from vigcli.errors import VigError
 
@@ -17,7 +17,7 @@ from vigcli.errors import VigError
     type=click.Path(),
     help="What it was made from; default: found in runs/ by its hash.",
 )
-@click.option("--inputs", type=click.IntRange(32), default=32, show_default=True, help="Pictures to run.")
+@click.option("--inputs", type=Integer(32), default=32, show_default=True, help="Pictures to run.")
 @json_option
 def command(package_name: str | None, checkpoint_name: str | None, inputs: int, as_json: bool) -> None:
     """Run PACKAGE (default: the newest) op by op and hold it to the checkpoint that it was made from.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from vigcli.config.load import Strict
+from vigcli.config.load import Strict, parse_as
 from vigcli.errors import ConfigError, did_you_mean
 
 Size = Annotated[int, Field(ge=1, le=65536)]
@@ -119,9 +119,9 @@ class MobileViGv2Config(ArchConfig):
     @model_validator(mode="after")
     def _sound(self) -> MobileViGv2Config:
         if self.cpe_kernel % 2 == 0:
-            raise ValueError("cpe_kernel must be odd")
+            raise ValueError(f"cpe_kernel must be odd, not {self.cpe_kernel}\nAn even one has no middle.")
         if self.stages[0].width % 2:
-            raise ValueError("stages[0].width must be even: the stem starts with half of it")
+            raise ValueError("stages[0].width must be even\nThe stem starts with half of it.")
         for i, (stage, grid) in enumerate(zip(self.stages, self.grids, strict=True)):
             if stage.graph_depth:
                 check_reach(f"stages[{i}]", stage.mixer, stage.reach, grid)
@@ -213,12 +213,24 @@ def arch_config(name: str) -> AnyArch:
     if name in VARIANTS:
         return VARIANTS[name]
     if name.startswith("timm:"):
-        return TimmConfig.parse({"name": name.removeprefix("timm:")}) if len(name) > 5 else _unknown(name)
+        return parse_as(TimmConfig, {"name": name.removeprefix("timm:")}, name)
     return _unknown(name)
 
 
 def _unknown(name: str) -> AnyArch:
     raise ConfigError(f"'{name}' is no known network.", did_you_mean(name, VARIANTS) or "`vig ls archs` lists them.")
+
+
+def _known(name: str) -> str:
+    try:
+        arch_config(name)
+    except ConfigError as error:
+        raise ValueError(f"{error}\n{error.hint}") from None
+    return name
+
+
+ArchName = Annotated[str, AfterValidator(_known)]
+"""A name that `arch_config` knows."""
 
 
 def variant_name(config: ArchConfig) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vigcli.config.archs import AnyArch
 from vigcli.config.load import Strict
@@ -31,3 +31,9 @@ class CheckpointMeta(Strict):
     metrics: dict[str, float] = Field(default_factory=dict)
     parents: tuple[str, ...] = ()
     provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _sound(self) -> CheckpointMeta:
+        if self.labels and len(self.labels) != self.arch.num_classes:
+            raise ValueError(f"{len(self.labels)} labels do not name {self.arch.num_classes} classes")
+        return self

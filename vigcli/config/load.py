@@ -19,7 +19,7 @@ import yaml
 
 from vigcli.errors import ConfigError, UsageError, did_you_mean
 
-MAX_YAML_BYTES = 4_000_000
+MAX_YAML_BYTES = 1_000_000
 _MAX_DEPTH = 40
 Location = tuple[str | int, ...]
 T = TypeVar("T", bound="Strict")
@@ -51,7 +51,7 @@ class Strict(pydantic.BaseModel):
 
 def split_path(path: str) -> Location:
     """`stages[0].width` as ('stages', 0, 'width'). Raises UsageError when it is not a path."""
-    if not re.fullmatch(r"[A-Za-z_]\w*(\[\d{1,6}\])*(\.[A-Za-z_]\w*(\[\d{1,6}\])*)*", path):
+    if not re.fullmatch(r"[A-Za-z_]\w*(\[\d{1,6}\])*(\.[A-Za-z_]\w*(\[\d{1,6}\])*)*", path, re.ASCII):
         raise UsageError(f"'{path}' is not a path.", "Write it like stages[0].width.")
     return tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", path))
 
@@ -65,26 +65,33 @@ def join_path(location: Iterable[str | int]) -> str:
 def get_path(data: Any, path: str) -> Any:
     """The value that a path names in plain data. Raises ConfigError with the known keys."""
     for i, part in enumerate(location := split_path(path)):
-        try:
-            data = data[part]  # a list takes no word for an index: TypeError
-        except (KeyError, IndexError, TypeError):
-            keys = list(data) if isinstance(data, dict) else []
-            where = join_path(location[:i]) or "the top"
-            raise ConfigError(f"{path}: no such key.", did_you_mean(str(part), keys) or f"Look at {where}.") from None
+        _check_part(data, location, i, path)
+        data = data[part]
     return data
 
 
 def set_path(data: Any, path: str, value: Any) -> None:
     """Replace the value that a path names in plain data; the last key may be new, and is judged when validated."""
-    *parents, last = split_path(path)
-    target: Any = data
-    if parents:
-        target = get_path(data, join_path(parents))
-    if not isinstance(target, dict if isinstance(last, str) else list):
-        raise ConfigError(f"{path}: {join_path(parents)} has no such part.", "Write the path like stages[0].width.")
-    if isinstance(last, int) and last >= len(target):
-        raise ConfigError(f"{path}: there are only {len(target)}.", f"Count from 0 to {len(target) - 1}.")
-    target[last] = value
+    location = split_path(path)
+    for i, part in enumerate(location[:-1]):
+        _check_part(data, location, i, path)
+        data = data[part]
+    if isinstance(location[-1], int) or not isinstance(data, dict):
+        _check_part(data, location, len(location) - 1, path)
+    data[location[-1]] = value
+
+
+def _check_part(data: Any, location: Location, i: int, path: str) -> None:
+    """Raise ConfigError unless `data`, where the first `i` parts of a path lead, has the next part."""
+    part, where = location[i], join_path(location[:i]) or "the top"
+    if isinstance(part, int) and isinstance(data, list):
+        if part >= len(data):
+            raise ConfigError(f"{path}: {where} has only {len(data)}.", f"Count from 0 to {len(data) - 1}.")
+    elif not isinstance(data, dict):
+        kind = "a list" if isinstance(data, list) else "a single value"
+        raise ConfigError(f"{path}: {where} is {kind}.", "Write the path like stages[0].width.")
+    elif part not in data:
+        raise ConfigError(f"{path}: no such key.", did_you_mean(str(part), data))
 
 
 def apply_settings(data: Any, settings: Sequence[str]) -> None:
@@ -93,7 +100,11 @@ def apply_settings(data: Any, settings: Sequence[str]) -> None:
         path, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting}: no '=' in it.", "Write --set stages[0].width=48.")
-        set_path(data, path.strip(), parse_yaml(text, f"--set {path}")[0])
+        value, _ = parse_yaml(text, f"--set {path}")
+        try:
+            set_path(data, path.strip(), value)
+        except ConfigError as error:
+            raise ConfigError(f"--set {error}", error.hint) from None
 
 
 # ---------------------------------------------------------------------------------------------------- YAML
@@ -112,10 +123,28 @@ _SCALARS = {
 }
 
 
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in (*_SCALARS, "str", "seq", "map")}
+
+
 class _Loader(yaml.SafeLoader):
-    """The safe loader with the scalars of YAML 1.2."""
+    """The safe loader with the scalars of YAML 1.2, and without aliases, foreign tags and deep nesting."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML wants it on the class)
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        where = f"{self.name}:{event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise ConfigError(f"{where}: aliases are not read.", "Write the value out.")
+        if self.depth > _MAX_DEPTH:
+            raise ConfigError(f"{where}: nested too deep.", f"At most {_MAX_DEPTH} levels.")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if node is not None and node.tag not in _PLAIN_TAGS:
+            raise ConfigError(f"{where}: the tag {event.tag} is not read.", "Use plain YAML values.")
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -138,53 +167,56 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Location, int]]:
 
     def plain(node: yaml.Node, location: Location) -> Any:
         lines.setdefault(location, node.start_mark.line + 1)
-        where = f"{name}:{node.start_mark.line + 1}"
-        if len(location) > _MAX_DEPTH:
-            raise ConfigError(f"{where}: nested too deep.", f"At most {_MAX_DEPTH} levels.")
         if isinstance(node, yaml.SequenceNode):
             return [plain(item, (*location, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             result: dict[str, Any] = {}
             for key_node, value_node in node.value:
-                key = key_node.value
                 where = f"{name}:{key_node.start_mark.line + 1}"
-                if not isinstance(key, str) or key == "<<":
+                if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
                     raise ConfigError(f"{where}: a key must be a plain word.", "Write key: value.")
+                key = checked(key_node, key_node.value)
                 if key in result:
                     path = join_path((*location, key))
                     raise ConfigError(f"{where}: {path}: this key stands twice.", "Keep one of the two.")
                 lines[(*location, key)] = key_node.start_mark.line + 1
                 result[key] = plain(value_node, (*location, key))
             return result
+        return checked(node, None)
+
+    def checked(node: yaml.Node, text: str | None) -> Any:
+        """A scalar's value, or `text` in its stead. Escapes can write what no file name or JSON text can hold."""
         try:
-            return loader.construct_object(node)
+            value = loader.construct_object(node) if text is None else text
+            if isinstance(value, str) and b"\0" in value.encode():
+                raise ValueError("a NUL")
         except (yaml.YAMLError, ValueError) as error:
+            where = f"{name}:{node.start_mark.line + 1}"
             raise ConfigError(f"{where}: cannot read '{str(node.value)[:40]}'.", "Use plain YAML values.") from error
+        return value
 
     try:
-        for token in yaml.scan(text, Loader=_Loader):
-            if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
-                raise ConfigError(f"{name}:{token.start_mark.line + 1}: aliases are not read.", "Write the value out.")
         loader = _Loader(text)
+        loader.name = name
         try:
             node = loader.get_single_node()
-            data = plain(node, ()) if node is not None else None
+            return (plain(node, ()) if node is not None else None), lines
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark is not None else name
-        problem = getattr(error, "problem", None) or "not YAML"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
         raise ConfigError(f"{where}: {problem}.", "Check the YAML syntax.") from error
-    except RecursionError:
-        raise ConfigError(f"{name}: nested too deep.", f"At most {_MAX_DEPTH} levels.") from None
-    return data, lines
 
 
 def read_text(path: Path | str) -> str:
     """A user's text file as UTF-8. Raises ConfigError when it is missing, too large or not text."""
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would wait for a writer, a device never end
+        raise ConfigError(f"{path}: is a folder or a device.", "Name a file.")
     try:
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             raw = file.read(MAX_YAML_BYTES + 1)
         if len(raw) > MAX_YAML_BYTES:
             size = f"{MAX_YAML_BYTES // 1_000_000} MB"
@@ -193,7 +225,7 @@ def read_text(path: Path | str) -> str:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.", "Check the path.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text.", "This is no configuration file.") from error
+        raise ConfigError(f"{path}: is not UTF-8 text.", "Save it as UTF-8, if it is a text.") from error
 
 
 def read_yaml(path: Path | str) -> tuple[Any, dict[Location, int]]:
@@ -202,13 +234,18 @@ def read_yaml(path: Path | str) -> tuple[Any, dict[Location, int]]:
 
 
 def load(model: type[T], path: Path | str, settings: Sequence[str] = ()) -> T:
-    """A configuration file as a validated model, `--set` items applied. Raises ConfigError with file:line."""
+    """A configuration file as a validated model, `--set` items applied. Raises ConfigError with file:line.
+
+    The file must be valid by itself: then a complaint is either the file's, with its line, or that of `--set`.
+    """
     data, lines = read_yaml(path)
     if data is None:
         raise ConfigError(f"{path}: is empty.", "`vig cp` gives a file to start from.")
+    config = parse_as(model, data, str(path), lines)
     if settings:
         apply_settings(data, settings)
-    return parse_as(model, data, str(path), lines)
+        config = parse_as(model, data, "--set")
+    return config
 
 
 def parse_as(model: type[T], data: Any, name: str = "", lines: Mapping[Location, int] | None = None) -> T:
@@ -239,14 +276,15 @@ def explain(
 ) -> ConfigError:
     """The first of pydantic's complaints as one sentence with file, line, path and a hint."""
     complaints = error.errors(include_url=False)
-    complaint = complaints[0]
+    # A misspelt key is also a missing one: the key that stands in the file tells more.
+    complaint = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
     location, fields = _resolve(model, complaint["loc"])
     path = join_path(location)
     line = next((lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in lines), None)
     where = ": ".join(part for part in (f"{name}:{line}" if name and line else name, path) if part)
     what, hint = _sentence(complaint, location, fields)
-    others = [c for c in complaints[1:] if c["loc"] != complaint["loc"][: len(c["loc"])]]  # not what holds the culprit
-    more = f" (and {len(others)} more)" if others else ""
+    others = {c["loc"] for c in complaints} - {complaint["loc"][:n] for n in range(len(complaint["loc"]) + 1)}
+    more = f" (and {len(others)} more)" if others else ""  # what holds the culprit is not another
     return ConfigError(f"{where}: {what}{more}." if where else f"{what}{more}.", hint)
 
 
@@ -260,12 +298,33 @@ def _sentence(complaint: Any, location: Location, fields: Sequence[str]) -> tupl
         what, _, hint = str(context.get("error", complaint["msg"])).partition("\n")
         return what.rstrip("."), hint
     if kind in ("literal_error", "enum"):
-        return f"must be {context['expected']}, not {_show(complaint['input'])}", ""
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"unknown {context.get('discriminator', 'kind')}", f"Known: {context.get('expected_tags', '')}."
-    text = complaint["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    text = {"an object": "a mapping", "array": "a list", "integer": "an integer", "number": "a number"}.get(text, text)
-    return f"must be {text}, not {_show(complaint['input'])}", ""
+        return f"must be {context['expected']}, not {_show(complaint['input'])}", "Choose one of these."
+    if kind == "union_tag_invalid":
+        return f"unknown {context['discriminator']}", f"Known: {context['expected_tags']}."
+    if kind == "union_tag_not_found":
+        return f"{context['discriminator']} is missing", "Say which kind it is."
+    if kind in ("too_short", "too_long"):
+        bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        return f"must have {bound} items, not {context['actual_length']}", "Add or remove some."
+    if kind == "string_pattern_mismatch":
+        return f"{_show(complaint['input'])} does not match {context['pattern']}", "Check the spelling."
+    if kind == "json_invalid":
+        return "holds text or nesting that cannot be read", "Use plain values."
+    text, hint = _EXPECTED.get(kind, (complaint["msg"].removeprefix("Input should be "), "Change the value."))
+    return f"must be {text}, not {_show(complaint['input'])}", hint
+
+
+_EXPECTED = {  # pydantic's kinds of complaints: what was expected, and how one writes it
+    "int_type": ("an integer", "Write a whole number, without quotes."),
+    "int_from_float": ("an integer", "Write a whole number."),
+    "float_type": ("a number", "Write a number, without quotes."),
+    "bool_type": ("true or false", "Write true or false, without quotes."),
+    "string_type": ("text", "Write text; in quotes where it looks like a number."),
+    "tuple_type": ("a list", "Write [a, b]."),
+    "dict_type": ("a mapping", "Write key: value."),
+    "model_type": ("a mapping", "Write key: value."),
+    "model_attributes_type": ("a mapping", "Write key: value."),
+}
 
 
 def _show(value: Any) -> str:
@@ -282,6 +341,8 @@ def _resolve(model: Any, loc: Sequence[str | int]) -> tuple[Location, list[str]]
         fields = list(model.model_fields) if _is_model(model) else []
         if members and part in members:
             model = members[part]
+            continue
+        if part == "[key]":  # the key before it is what is wrong
             continue
         location.append(part)
         if _is_model(model):
@@ -305,13 +366,15 @@ def _unwrap(model: Any) -> tuple[Any, dict[Any, Any]]:
         members = [m for m in typing.get_args(model) if m is not type(None)]
         if len(members) == 1:
             return _unwrap(members[0])
-        tags = {}
-        for member in members:
-            if _is_model(member):
-                tags[member.__name__] = member
-                if "family" in member.model_fields:
-                    tags[member.model_fields["family"].default] = member
-            else:
-                tags[getattr(member, "__name__", str(member))] = member
-        return members[0], tags
+        return members[0], {_union_tag(member): member for member in members}
     return model, {}
+
+
+def _union_tag(member: Any) -> str:
+    """What pydantic calls a member of a union in a location."""
+    for mark in typing.get_args(member)[1:] if typing.get_origin(member) is typing.Annotated else ():
+        if isinstance(mark, pydantic.Tag):
+            return mark.tag
+    if _is_model(member) and "family" in member.model_fields:
+        return member.model_fields["family"].default
+    return getattr(member, "__name__", str(member))

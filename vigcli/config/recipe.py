@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from vigcli.config.archs import AnyArch, ArchConfig, arch_config
+from vigcli.config.archs import AnyArch, ArchConfig, ArchName, arch_config
 from vigcli.config.load import Strict, load
+from vigcli.errors import ConfigError
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -75,13 +76,19 @@ class Augment(Strict):
 
     scale: tuple[Ratio, Ratio] = (0.08, 1.0)
     horizontal_flip: Ratio = 0.5
-    rand_augment: str | None = None
+    rand_augment: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]*)+$")] | None = None
     color_jitter: Ratio = 0.0
     erase: Ratio = 0.0
     mixup: NonNegative = 0.0
     cutmix: NonNegative = 0.0
     mixup_switch: Ratio = 0.5
     repeats: Annotated[int, Field(ge=1, le=8)] = 1
+
+    @model_validator(mode="after")
+    def _sound(self) -> Augment:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)} is no range\nWrite the smaller share first, above zero.")
+        return self
 
 
 class Distillation(Strict):
@@ -98,6 +105,14 @@ class Distillation(Strict):
     alpha: Ratio = 0.5
 
 
+def _arch_form(value: object) -> str:
+    return "config" if isinstance(value, dict | ArchConfig) else "name"
+
+
+# Told apart before it is validated, so that a complaint is about the form that was meant.
+NameOrArch = Annotated[Annotated[ArchName, Tag("name")] | Annotated[AnyArch, Tag("config")], Discriminator(_arch_form)]
+
+
 class Recipe(Strict):
     """All that decides a training run, apart from the machine.
 
@@ -109,7 +124,7 @@ class Recipe(Strict):
         precision: `bf16` runs the network's arithmetic under autocast.
     """
 
-    arch: str | AnyArch
+    arch: NameOrArch
     resolution: Annotated[int, Field(ge=32, le=1024)] = 224
     num_classes: Annotated[int, Field(ge=2, le=65536)] = 1000
     data: Data = Data()
@@ -131,9 +146,14 @@ class Recipe(Strict):
         if not isinstance(self.arch, str):
             for name in ("resolution", "num_classes"):
                 if getattr(self.arch, name) != getattr(self, name):
-                    raise ValueError(f"arch.{name} is {getattr(self.arch, name)}, but {name} is {getattr(self, name)}")
+                    what = f"arch.{name} is {getattr(self.arch, name)}, but {name} is {getattr(self, name)}"
+                    raise ValueError(f"{what}\nWrite the same for both.")
         if self.schedule.warmup_epochs + self.schedule.cooldown_epochs >= self.epochs:
-            raise ValueError("warm-up and cool-down leave no epoch to train")
+            raise ValueError("warm-up and cool-down leave no epoch to train\nShorten them, or train for more epochs.")
+        try:
+            self.arch_config()
+        except ConfigError as error:
+            raise ValueError(f"{error}\n{error.hint}") from None
         return self
 
     def arch_config(self) -> ArchConfig:
@@ -143,7 +163,5 @@ class Recipe(Strict):
 
 
 def load_recipe(path: Path | str, settings: tuple[str, ...] = ()) -> Recipe:
-    """A recipe file as a validated recipe whose network can be built. Raises ConfigError."""
-    recipe = load(Recipe, path, settings)
-    recipe.arch_config()
-    return recipe
+    """A recipe file as a validated recipe whose network is sound. Raises ConfigError."""
+    return load(Recipe, path, settings)

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from vigcli.config.archs import ArchConfig, arch_config
+from vigcli.config.archs import ArchConfig, ArchName, TimmConfig, arch_config
 from vigcli.config.load import Strict, get_path, parse_as, read_yaml, set_path
-from vigcli.errors import ConfigError
+from vigcli.errors import ConfigError, UsageError
 
 Choice = int | float | bool | str
 
@@ -19,14 +19,14 @@ Choice = int | float | bool | str
 class TrainedShapes(Strict):
     """Candidates keep to the range of these variants, widened on either side by the share `widen`."""
 
-    variants: Annotated[tuple[str, ...], Field(min_length=1)]
+    variants: Annotated[tuple[ArchName, ...], Field(min_length=1)]
     widen: Annotated[float, Field(ge=0, le=1)] = 0.25
 
 
 class SearchSpace(Strict):
     """Genes (configuration path -> choices) around a base network."""
 
-    base: str
+    base: ArchName
     genes: Annotated[dict[str, Annotated[tuple[Choice, ...], Field(min_length=1)]], Field(min_length=1)]
     trained_shapes: TrainedShapes | None = None
 
@@ -75,14 +75,19 @@ def _is_sound(base: ArchConfig, path: str, choice: Choice) -> bool:
 def load_space(path: Path | str) -> SearchSpace:
     """A search-space file, every path and value checked against its base. Raises ConfigError with file:line."""
     data, lines = read_yaml(path)
+    if data is None:
+        raise ConfigError(f"{path}: is empty.", "`vig cp` gives a file to start from.")
     space = parse_as(SearchSpace, data, str(path), lines)
     base = arch_config(space.base)
+    if isinstance(base, TimmConfig):
+        hint = "`vig ls archs` lists the networks that can be searched around."
+        raise ConfigError(f"{path}:{lines[('base',)]}: base: a network of timm has no parts to choose.", hint)
     plain = base.model_dump(mode="json")
     for gene, choices in space.genes.items():
         where = f"{path}:{lines[('genes', gene)]}: genes"
         try:
             get_path(plain, gene)
-        except ConfigError as error:
+        except (ConfigError, UsageError) as error:
             raise ConfigError(f"{where}: {error}", error.hint) from None
         if len(set(choices)) != len(choices):
             raise ConfigError(f"{where}: {gene}: a choice stands twice.", "Keep one of the two.")
@@ -92,10 +97,11 @@ def load_space(path: Path | str) -> SearchSpace:
             try:
                 parse_as(type(base), changed)
             except ConfigError as error:
-                raise ConfigError(f"{where}: {gene}: {choice}: {error}", error.hint) from None
+                raise ConfigError(f"{where}: {error}", error.hint) from None
     for variant in space.trained_shapes.variants if space.trained_shapes else ():
         if type(arch_config(variant)) is not type(base):
-            raise ConfigError(f"{path}: trained_shapes: {variant} is of another family than {space.base}.", "")
+            what = f"trained_shapes: {variant} is of another family than {space.base}."
+            raise ConfigError(f"{path}:{lines[('trained_shapes',)]}: {what}", "Leave it out.")
     return space
 
 

@@ -5,7 +5,6 @@ It says what the file says. It has never been compared with Apple's runtime, who
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vigcli.coreml.apple import coremltools
 from vigcli.coreml.ops import OPS, Op
 from vigcli.coreml.ops.const import TensorType, WeightFiles, decode
+from vigcli.coreml.package import (
+    DAMAGE,
+    REEXPORT_HINT,
+    Feature,
+    PackageFiles,
+    damaged_description,
+    read_package,
+    texts_of,
+)
 from vigcli.errors import ConfigError
 
 Precision = Literal["stored", "fp32"]
@@ -29,22 +36,6 @@ SMALLEST_BATCH = 16
 # Where a program of batch 1 writes that 1 down as a constant.
 BATCH_PARAMETERS = {"reshape": "shape", "slice_by_index": "end", "slice_by_size": "size"}
 AXIS_PARAMETERS = ("axis", "axes")
-REEXPORT_HINT = "Export the package again, or copy it again: a copy or a download may have been cut short."
-DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-
-
-@dataclass(frozen=True)
-class Feature:
-    """An input or an output of a package."""
-
-    name: str
-    kind: Literal["image", "tensor", "label", "probabilities"]
-    type: TensorType | None
-    color: Literal["RGB", "BGR", "GRAYSCALE"] | None = None
-
-    @property
-    def shape(self) -> tuple[int | None, ...] | None:
-        return self.type.shape if self.type else None
 
 
 @dataclass(frozen=True)
@@ -94,24 +85,19 @@ class Program:
     def load(cls, path: str | Path) -> Program:
         """Read an .mlpackage; one that is damaged, of another kind or beyond the known operations is a ConfigError."""
         path = Path(path)
-        model_path = _model_path(path)
-        model = _parse_model(path, model_path)
-        try:
-            function, block = _main_function(model)
-        except DAMAGE as error:
-            raise ConfigError(f"{path}: its model description is damaged: {error}.", REEXPORT_HINT) from error
-        _refuse_unknown_operations(path, block)
-        builder = _Builder(WeightFiles(model_path.parent / "weights"))
-        for operation in block.operations:
+        files = read_package(path)
+        _refuse_unknown_operations(path, files.block)
+        builder = _Builder(files.weights)
+        for operation in files.block.operations:
             try:
                 builder.add(operation)
             except DAMAGE as error:
                 names = ", ".join(output.name for output in operation.outputs)
                 raise ConfigError(f"{path}: {operation.type} '{names}' is damaged: {error}.", REEXPORT_HINT) from error
         try:
-            return builder.build(path, model.description, function, block)
+            return builder.build(path, files)
         except DAMAGE as error:
-            raise ConfigError(f"{path}: its model description is damaged: {error}.", REEXPORT_HINT) from error
+            raise damaged_description(path, error) from error
 
     @property
     def operations(self) -> list[OpInfo]:
@@ -304,20 +290,20 @@ class _Builder:
         self.constants[name] = decode(binding.value, self.weights)
         return name
 
-    def build(self, path: Path, description: Any, function: Any, block: Any) -> Program:
-        for given in function.inputs:
+    def build(self, path: Path, files: PackageFiles) -> Program:
+        for given in files.function.inputs:
             self.types[given.name] = TensorType.of(given.type)
         known = self.types.keys() | self.constants.keys()
         sources = {name for step in self.steps for info in step.outputs for name in info.inputs}
-        absent = (sources | set(block.outputs)) - known
+        absent = (sources | set(files.block.outputs)) - known
         if absent:
             raise ValueError(f"nothing computes '{min(absent)}'")
-        inputs = [_feature(f, self.types[f.name]) for f in description.input]
-        outputs = [_feature(f, self.types[f.name]) for f in description.output]
+        inputs = [Feature.of(f, self.types[f.name]) for f in files.description.input]
+        outputs = [Feature.of(f, self.types[f.name]) for f in files.description.output]
         self._mark_last_uses({output.name for output in outputs})
         used = sources | {output.name for output in outputs}
         constants = {name: value for name, value in self.constants.items() if name in used}
-        metadata = _metadata(description.metadata)
+        metadata = texts_of(files.description.metadata)
         return Program(path, inputs, outputs, metadata, self.op_counts, self.steps, constants, self._batch_size())
 
     def _mark_last_uses(self, outputs: set[str]) -> None:
@@ -344,53 +330,6 @@ def _axes(step: Step) -> list[int]:
     return [axis for given in axes if given is not None for axis in (given if isinstance(given, list) else [given])]
 
 
-def _model_path(path: Path) -> Path:
-    """Where the manifest says that the model is; never outside the package."""
-    if not path.is_dir() or not (path / "Manifest.json").is_file():
-        raise ConfigError(f"{path} is not an .mlpackage.", "Give a folder that has a Manifest.json.")
-    try:
-        manifest = json.loads((path / "Manifest.json").read_bytes())
-        location = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-        model_path = path / "Data" / location
-        inside = model_path.resolve().is_relative_to(path.resolve())
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: its Manifest.json is damaged.", REEXPORT_HINT) from error
-    if not inside:
-        raise ConfigError(f"{path}: its Manifest.json points outside the package.", REEXPORT_HINT)
-    if not model_path.is_file():
-        raise ConfigError(f"{path}: its model Data/{location} is missing.", REEXPORT_HINT)
-    return model_path
-
-
-def _parse_model(path: Path, model_path: Path) -> Any:
-    """The model's message; only ML Programs are accepted."""
-    model = coremltools().proto.Model_pb2.Model()
-    from google.protobuf.message import DecodeError  # comes with coremltools
-
-    try:
-        model.ParseFromString(model_path.read_bytes())
-    except DecodeError as error:
-        raise ConfigError(f"{path}: its {model_path.name} is damaged.", REEXPORT_HINT) from error
-    kind = model.WhichOneof("Type")
-    if kind != "mlProgram":
-        raise ConfigError(
-            f"{path} is not an ML Program but a model of type {kind}.",
-            "Convert with convert_to='mlprogram'; neural networks and pipelines are not supported.",
-        )
-    return model
-
-
-def _main_function(model: Any) -> tuple[Any, Any]:
-    """The function that a prediction calls, and its block of operations."""
-    name = model.description.defaultFunctionName or "main"
-    if name not in model.mlProgram.functions:
-        raise ValueError(f"it has no function '{name}'")
-    function = model.mlProgram.functions[name]
-    if function.opset not in function.block_specializations:
-        raise ValueError(f"it has no operations for '{function.opset}'")
-    return function, function.block_specializations[function.opset]
-
-
 def _refuse_unknown_operations(path: Path, block: Any) -> None:
     unknown = sorted({operation.type for operation in block.operations} - OPS.keys() - {"const"})
     if unknown:
@@ -398,28 +337,3 @@ def _refuse_unknown_operations(path: Path, block: Any) -> None:
             f"{path} has operations that the interpreter does not know: {', '.join(unknown)}.",
             "Only the operations of this project's kinds of networks are covered.",
         )
-
-
-def _feature(message: Any, type_: TensorType | None) -> Feature:
-    kind = message.type.WhichOneof("Type")
-    if kind == "imageType" and type_ is not None:
-        image = message.type.imageType
-        color = image.ColorSpace.Name(image.colorSpace).removesuffix("_FLOAT16")
-        return Feature(message.name, "image", type_, color)
-    if kind == "dictionaryType":
-        return Feature(message.name, "probabilities", None)
-    if kind in ("stringType", "int64Type"):
-        return Feature(message.name, "label", None)
-    if kind != "multiArrayType" or type_ is None:
-        raise ValueError(f"'{message.name}' is of type {kind}")
-    return Feature(message.name, "tensor", type_)
-
-
-def _metadata(message: Any) -> dict[str, str]:
-    own = {
-        "author": message.author,
-        "license": message.license,
-        "version": message.versionString,
-        "description": message.shortDescription,
-    }
-    return {**message.userDefined, **own}

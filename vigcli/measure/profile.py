@@ -34,8 +34,9 @@ class Profile:
         """MACs of convolution, linear and matmul in the deployed form, batch 1."""
         return sum(block.trace.macs for block in self.blocks)
 
-    def latency(self, table: LatencyTable) -> LatencyEstimate:
-        return table.estimate([(block.signature, block.trace) for block in self.blocks])
+    def latency(self, table: LatencyTable, precision: str = "fp16") -> LatencyEstimate:
+        """The price of the network. Raises NotMeasurableError for a precision that the table does not know."""
+        return table.estimate([(block.signature, block.trace) for block in self.blocks], precision)
 
 
 def profile(config: ArchConfig) -> Profile:

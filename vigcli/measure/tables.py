@@ -44,8 +44,8 @@ DEVICES = {
 }
 
 PATTERN = (
-    "our own trace of our deployed form for MobileViGv2, in fitting and pricing alike (fewer ops than the authors' "
-    "code that was measured: its published milliseconds are taken to hold for ours); for all others the captured one"
+    "our own trace of our deployed form for MobileViGv2 in fitting and pricing alike (fewer ops than the authors' code "
+    "that was measured: its published milliseconds are taken to hold for ours); the captured pattern for all others"
 )
 SCOPE = (
     "static fp16 graphs on the Neural Engine under iOS 16; not for top-k, gather or dynamic k-NN, iOS 15 and older, "

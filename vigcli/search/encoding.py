@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vigcli.config.archs import ArchConfig, BlockSpec, StageShape
-from vigcli.config.load import get_path, split_path
+from vigcli.config.load import split_path
 from vigcli.config.space import SearchSpace
 from vigcli.latency.table import LatencyTable
 from vigcli.measure.count import count_block, training_trace
@@ -41,6 +41,14 @@ class Segment:
     axes: tuple[int, ...]
     costs: Array  # (choices of each axis ..., columns)
     allowed: NDArray[np.bool_]  # (choices of each axis ...)
+
+    def holding(self, held: Mapping[int, int]) -> Segment:
+        """The segment with some genes at one choice each: {gene: index of the choice}."""
+        costs, allowed = self.costs, self.allowed
+        for position, axis in enumerate(self.axes):
+            if axis in held:
+                costs, allowed = costs.take([held[axis]], position), allowed.take([held[axis]], position)
+        return Segment(self.axes, costs, allowed)
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,9 @@ class Encoding:
     def evaluate(self, population: Population) -> Evaluation:
         """Price, score and judge every candidate: (candidates, genes) -> three arrays of (candidates,)."""
         index = [tuple(population[:, axis] for axis in segment.axes) for segment in self.segments]
-        costs = np.stack([s.costs[i] for s, i in zip(self.segments, index, strict=True)], 1)  # (N, segments, columns)
+        row = len(population), len(COLUMNS)  # a segment that no gene moves has one row for all
+        picked = [np.broadcast_to(s.costs[i], row) for s, i in zip(self.segments, index, strict=True)]
+        costs = np.stack(picked, 1)  # (N, segments, columns)
         broken = sum(~s.allowed[i] for s, i in zip(self.segments, index, strict=True))
         total = costs.sum(1)
         violation = np.asarray(broken, float) + self._shares(costs) + (self._hull(total) if self.enforce_hull else 0)
@@ -113,6 +123,21 @@ class Encoding:
                 seen[axis] |= bool((segment.allowed != segment.allowed.take([0], position)).any())
                 seen[axis] |= bool(np.abs(change[..., MS]).max() > INVISIBLE_MS or change[..., NUM_OPS + 1 :].any())
         return seen
+
+    def keeping_unseen(self) -> Encoding:
+        """The encoding with the genes that nothing sees held at the base's value, or at the choice nearest to it.
+
+        Held before the search rather than put back after it, where even a hidden microsecond could pass the budget.
+        """
+        data = self.base.model_dump(mode="json")
+        genes = list(self.space.genes.items())
+        held = {gene: self.space.nearest_choice(data, genes[gene][0]) for gene in np.flatnonzero(~self.seen()).tolist()}
+        kept = {path: (choices[held[i]],) if i in held else choices for i, (path, choices) in enumerate(genes)}
+        return replace(
+            self,
+            space=self.space.model_copy(update={"genes": kept}),
+            segments=tuple(segment.holding(held) for segment in self.segments),
+        )
 
 
 def _outside(values: Array, low: Array, high: Array) -> Array:
@@ -227,6 +252,7 @@ def _segments(
     genes = list(space.genes.items())
     data = base.model_dump(mode="json")
     slots = [_slot(data, path) for path, _ in genes]  # where a gene's value stands, found once
+    resting = [choices[space.nearest_choice(data, path)] for path, choices in genes]  # the base may be outside
 
     def configure(candidate: Iterable[tuple[int, Any]]) -> ArchConfig:
         for gene, value in candidate:
@@ -236,6 +262,7 @@ def _segments(
 
     segments = []
     dependencies = _dependencies(space, configure)
+    configure(enumerate(resting))
     for number, axes in enumerate(dependencies):
         on_progress(number, len(dependencies))
         sizes = [len(genes[axis][1]) for axis in axes]
@@ -248,7 +275,7 @@ def _segments(
             if allowed[combination]:
                 costs[combination] = price.total(config, config.segments()[number])
         segments.append(Segment(axes, costs, allowed))
-        configure((gene, get_path(base.model_dump(mode="json"), path)) for gene, (path, _) in enumerate(genes))
+        configure(enumerate(resting))
     return tuple(segments)
 
 

@@ -14,8 +14,8 @@ from vigcli.errors import InfeasibleError
 from vigcli.latency.table import LatencyEstimate, LatencyTable
 from vigcli.measure.count import ParamCounts
 from vigcli.measure.profile import profile
-from vigcli.search.encoding import BlockColumns, Encoding, Population, encode_space, score_of
-from vigcli.search.evolution import Found, evolve, random_search
+from vigcli.search.encoding import BlockColumns, Encoding, encode_space, score_of
+from vigcli.search.evolution import evolve, random_search
 from vigcli.search.feasibility import cheapest
 from vigcli.search.score import ERROR_POINTS
 
@@ -94,15 +94,15 @@ def search(
     generator = np.random.default_rng(seed)
     family = {name: config.changed(changes) for name, config in VARIANTS.items() if type(config) is type(base)}
     trained = {name: family[name] for name in space.trained_shapes.variants} if space.trained_shapes else {}
-    encoding = encode_space(space, base, trained, table, lambda done, total: on_progress("counting", done, total))
-    seeds = np.array([c for c in (encode(space, base, config) for config in family.values()) if c], np.intp)
-    seeds = seeds.reshape(-1, len(space.genes))
+    full = encode_space(space, base, trained, table, lambda done, total: on_progress("counting", done, total))
+    encoding = full.keeping_unseen()
+    known = (encode(encoding.space, base, config) for config in family.values())
+    seeds = np.array([candidate for candidate in known if candidate], np.intp).reshape(-1, len(space.genes))
     least = cheapest(encoding, seeds, generator)
     _check_budget(encoding, least, budget_ms)
     seeds = np.concatenate([seeds, np.array([least])])
-    found = _keep_unseen(
-        encoding,
-        evolve(encoding, budget_ms, seeds, generator, on_progress=lambda n, total: on_progress("evolving", n, total)),
+    found = evolve(
+        encoding, budget_ms, seeds, generator, on_progress=lambda n, total: on_progress("evolving", n, total)
     )
     chance = random_search(encoding, budget_ms, found.num_evaluated, generator)
     published = tuple(describe(name, config, table) for name, config in family.items())
@@ -119,7 +119,9 @@ def search(
         tuple(zip(chance.latency_ms.tolist(), chance.score.tolist(), strict=True)),
         found.num_evaluated,
         space.size,
-        tuple(path for path, seen in zip(space.genes, encoding.seen(), strict=True) if not seen),
+        tuple(
+            p for (p, choices), seen in zip(space.genes.items(), full.seen(), strict=True) if not seen and choices[1:]
+        ),
     )
 
 
@@ -148,14 +150,3 @@ def _check_budget(encoding: Encoding, least: tuple[int, ...] | None, budget_ms: 
             f"(calibrated, {encoding.table.device}, {encoding.base.resolution} px).",
             f"Try --budget {np.ceil(100 * ms) / 100:.2f}ms, or a smaller --resolution.",
         )
-
-
-def _keep_unseen(encoding: Encoding, found: Found) -> Found:
-    """Genes that nothing sees keep the base's value, or the nearest choice to it that is sound at this resolution."""
-    candidates: Population = found.candidates.copy()
-    data = encoding.base.model_dump(mode="json")
-    for gene, (path, seen) in enumerate(zip(encoding.space.genes, encoding.seen(), strict=True)):
-        if not seen:
-            candidates[:, gene] = encoding.space.nearest_choice(data, path)
-    values = encoding.evaluate(candidates)
-    return Found(candidates, values.latency_ms, values.score, found.num_evaluated)

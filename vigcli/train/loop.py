@@ -10,26 +10,21 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.data import Mixup
-from timm.models import load_state_dict
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from vigcli.archs import build
 from vigcli.archs.checkpoint import load_tensors, save_checkpoint, save_tensors
 from vigcli.config.checkpoint import CheckpointMeta
-from vigcli.config.recipe import Distillation, Recipe
-from vigcli.errors import ConfigError, UnavailableError, VigError
-from vigcli.files import replacing, write_json
+from vigcli.config.recipe import Recipe
+from vigcli.errors import ConfigError, VigError
+from vigcli.files import write_json
 from vigcli.train.data import (
     Pictures,
     check_classes,
@@ -41,6 +36,8 @@ from vigcli.train.data import (
     train_batches,
 )
 from vigcli.train.evaluate import Evaluation, NotANumberError, evaluate, normalized
+from vigcli.train.objective import Objective
+from vigcli.train.schedule import make_optimizer, make_scheduler
 
 STATE_FILE, CHECKPOINT_FILE, HISTORY_FILE = "state.safetensors", "checkpoint.safetensors", "history.json"
 _KEPT_PIXELS_BYTES = 256_000_000  # a validation split up to this size is decoded once
@@ -183,8 +180,8 @@ class _Run:
         model = build(self.arch, seed=recipe.seed)
         self.model = model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.ema = ModelEmaV3(self.model, recipe.ema_decay) if recipe.ema_decay is not None else None
-        self.optimizer = _optimizer(recipe, self.model)
-        self.scheduler = _scheduler(recipe, self.optimizer, self.steps)
+        self.optimizer = make_optimizer(recipe, self.model)
+        self.scheduler = make_scheduler(recipe, self.optimizer, self.steps)
         self.progress = _Progress()
 
     @property
@@ -365,120 +362,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# ---------------------------------------------------------------------------------------------------- parts
-
-
-class Objective:
-    """The training loss of a batch: mixup, label smoothing and distillation as the recipe says."""
-
-    def __init__(self, recipe: Recipe, device: str):
-        augment = recipe.augment
-        self.smoothing, self.mixup = recipe.label_smoothing, None
-        if augment.mixup or augment.cutmix:
-            self.mixup = Mixup(
-                augment.mixup,
-                augment.cutmix,
-                switch_prob=augment.mixup_switch,
-                label_smoothing=recipe.label_smoothing,
-                num_classes=recipe.num_classes,
-            )
-            self.smoothing = 0.0  # it is in the mixed targets
-        self.distillation = recipe.distillation
-        self.teacher = load_teacher(recipe.distillation, recipe, device) if recipe.distillation else None
-        self.autocast = (torch.device(device).type, torch.bfloat16, recipe.precision == "bf16")
-
-    def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """Loss of a network in training mode on normalized pictures (B, 3, R, R), changed in place, and classes (B,).
-
-        Two heads without a teacher both learn the labels; with one (DeiT, arXiv:2012.12877, Eq. 3) the second learns
-        the class that the teacher sees in the same mixed picture.
-        """
-        if self.mixup is not None:
-            x, target = self.mixup(x, target)  # (B,) -> (B, num_classes)
-        with torch.autocast(*self.autocast):
-            output = model(x)
-            answer = self._teacher_answer(x)
-        heads = [head.float() for head in (output if isinstance(output, tuple) else (output,))]
-        if answer is None or self.distillation is None:
-            losses = [F.cross_entropy(head, target, label_smoothing=self.smoothing) for head in heads]
-            return torch.stack(losses).mean()
-        if len(heads) != 2:
-            raise ConfigError("distillation: the network has one head.", "Set arch.distilled, or distillation to null.")
-        alpha = self.distillation.alpha
-        base = F.cross_entropy(heads[0], target, label_smoothing=self.smoothing)
-        return (1 - alpha) * base + alpha * F.cross_entropy(heads[1], answer)
-
-    @torch.no_grad()
-    def _teacher_answer(self, x: Tensor) -> Tensor | None:
-        return self.teacher(x).argmax(1) if self.teacher is not None else None
-
-
-def load_teacher(distillation: Distillation, recipe: Recipe, device: str) -> nn.Module:
-    """The teacher with its weights, frozen. Raises UnavailableError without a weights file: nothing is fetched."""
-    if distillation.weights is None:
-        raise UnavailableError(
-            f"distillation.weights: the teacher {distillation.teacher} needs its weights.",
-            "Pass --teacher-weights FILE (safetensors or .pth), or --set distillation=null to train without a teacher.",
-        )
-    path = Path(distillation.weights)
-    if not path.is_file():
-        raise UnavailableError(f"{path}: no such file of teacher weights.", "Check --teacher-weights.")
-    teacher = build(distillation.teacher, {"num_classes": recipe.num_classes, "resolution": recipe.resolution})
-    try:
-        teacher.load_state_dict(load_state_dict(str(path), weights_only=True))
-    except Exception as error:  # a foreign file: unpickling raises nearly anything
-        reason = " ".join(str(error).split())[:120]
-        raise ConfigError(
-            f"{path}: does not hold weights of {distillation.teacher} with {recipe.num_classes} classes ({reason}).",
-            "Give the weights that timm publishes for this network, as safetensors or a weights-only .pth.",
-        ) from error
-    teacher = teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return teacher.eval().requires_grad_(False)
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """timm leaves biases, norms and other vectors out of weight decay."""
-    options = recipe.optimizer
-    more: dict[str, Any] = {"eps": options.eps} if options.name == "adamw" else {}
-    return create_optimizer_v2(
-        model, options.name, lr=options.lr, weight_decay=options.weight_decay, momentum=options.momentum, **more
-    )
-
-
-def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> CosineLRScheduler:
-    """The learning rate as a function of the step: warm-up, a whole half-cosine, cool-down at `min_lr`."""
-    schedule = recipe.schedule
-    warmup, cooldown = (round(epochs * steps) for epochs in (schedule.warmup_epochs, schedule.cooldown_epochs))
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=max(2, recipe.epochs * steps - warmup - cooldown),
-        lr_min=schedule.min_lr,
-        warmup_t=warmup,
-        warmup_lr_init=schedule.warmup_lr,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
-
-
-def plan(recipe: Recipe, num_train: int) -> dict[str, Any]:
-    """What a run would do, without running it: counts of steps and pictures, the learning rate where it turns."""
-    steps, size = steps_per_epoch(recipe, num_train)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.optimizer.lr)
-    scheduler = _scheduler(recipe, optimizer, steps)
-    total = recipe.epochs * steps
-    start, peak, end = (scheduler._get_lr(step)[0] for step in (0, scheduler.warmup_t, total - 1))
-    return {
-        "steps_per_epoch": steps,
-        "images_per_step": size,
-        "total_steps": total,
-        "total_images": total * size,
-        "warmup_steps": scheduler.warmup_t,
-        "lr_start": start,
-        "lr_peak": peak,
-        "lr_end": end,
-    }
-
-
 def _validation(recipe: Recipe, val: Pictures) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
     """The validation batches, anew at every call: from memory where they fit, streamed where they do not."""
 
@@ -507,27 +390,3 @@ def _memory_errors(recipe: Recipe) -> Iterator[None]:
             f"The device's memory does not hold a step of {recipe.batch_size} pictures.",
             "Lower batch_size with --set, and optimizer.lr in proportion.",
         ) from error
-
-
-# ---------------------------------------------------------------------------------------------------- pictures of it
-
-
-def curves(history: Sequence[EpochRecord], path: Path | str) -> None:
-    """Draw training loss and validation top-1 over the epochs as a PNG. Raises UnavailableError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise UnavailableError("Drawing needs matplotlib.", "pip install 'vig[train]'") from error
-    epochs = [record["epoch"] + 1 for record in history]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    left = figure.add_subplot()
-    right = left.twinx()
-    left.plot(epochs, [record["train_loss"] for record in history], "o-", color="tab:blue", markersize=3)
-    right.plot(epochs, [record["val_top1_percent"] for record in history], "s-", color="tab:orange", markersize=3)
-    left.set_xlabel("epoch")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set_ylabel("training loss", color="tab:blue")
-    right.set_ylabel("validation top-1 (%)", color="tab:orange")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")

@@ -1,13 +1,12 @@
 """The calibrated model: fitted numbers and held-out errors beside those of the study that proposed it."""
 
-from pathlib import Path
-
 import pytest
 
 from vigcli.latency.calibrated import MEMBERS, core16, fit, fit_scale, hull, leave_one_out, load_published
 from vigcli.latency.trace import OpTrace
+from vigcli.paths import builtin_folder
 
-FOLDER = Path(__file__).parent.parent / "latency_tables" / "published"
+FOLDER = builtin_folder("table") / "published"
 
 # 90 % intervals of the study: fixed ms, then ms per MB of activations, spill and weights.
 INTERVALS = {

@@ -2,7 +2,6 @@
 
 import csv
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +12,9 @@ from vigcli.errors import ConfigError
 from vigcli.latency.calibrated import load_published
 from vigcli.latency.trace import block_names
 from vigcli.measure.trace import trace
+from vigcli.paths import builtin_folder
 
-FOLDER = Path(__file__).parent.parent / "latency_tables" / "published"
+FOLDER = builtin_folder("table") / "published"
 with open(FOLDER / "published_networks.csv", newline="", encoding="utf-8") as file:
     NETWORKS = [row for row in csv.DictReader(file) if row["builder"].startswith("timm:")]
 

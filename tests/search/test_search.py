@@ -1,0 +1,344 @@
+"""The search: arrays that say what the networks say, exact feasibility, fronts that keep every rule."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vigcli.config.archs import VARIANTS, ArchConfig, MobileViGv2Config, arch_config, variant_name
+from vigcli.config.load import get_path
+from vigcli.config.recipe import load_recipe
+from vigcli.config.space import SearchSpace, encode, load_space
+from vigcli.errors import ConfigError, InfeasibleError
+from vigcli.latency.table import LatencyTable, load_table
+from vigcli.measure.profile import profile
+from vigcli.paths import builtin_names, find_file
+from vigcli.search.encoding import Encoding, Population, encode_space
+from vigcli.search.evolution import Found, evolve, random_search
+from vigcli.search.feasibility import cheapest
+from vigcli.search.job import SearchResult, describe, nearest_published, search
+from vigcli.search.report import save
+
+TABLE = load_table("iphone13-mini")
+SHIPPED = builtin_names("space")
+spaces = pytest.mark.parametrize("name", SHIPPED)
+
+TRAINED = ("mobilevigv2_ti", "mobilevigv2_s")
+GENES: dict[str, list[int]] = {
+    "stages[0].width": [16, 32, 40],
+    "stages[2].local_depth": [3, 6, 9],
+    "stages[2].graph_depth": [0, 1, 2],
+    "stages[2].width": [96, 128],
+    "stages[3].width": [192, 256],
+    "stages[3].reach": [1, 2],
+    "head_width": [384, 512],
+}
+
+
+def small_space(rules: bool, **genes: Any) -> SearchSpace:
+    trained = {"trained_shapes": {"variants": TRAINED, "widen": 0.2}} if rules else {}
+    return SearchSpace.parse({"base": "mobilevigv2_s", "genes": genes or GENES, **trained})
+
+
+def encoded(space: SearchSpace, **changes: Any) -> Encoding:
+    base = arch_config(space.base).changed(changes)
+    names = space.trained_shapes.variants if space.trained_shapes else ()
+    return encode_space(space, base, {name: VARIANTS[name].changed(changes) for name in names}, TABLE)
+
+
+def everything(encoding: Encoding) -> Population:
+    return np.array(list(itertools.product(*(range(int(n)) for n in encoding.num_choices))))
+
+
+def shares(config: MobileViGv2Config) -> np.ndarray:
+    """(2, 4): the share of the MACs and of the weights that each stage has."""
+    segments: list[list[Any]] = [[] for _ in range(6)]
+    for block in profile(config).blocks:
+        number = {"stem": 0, "head": 5}.get(block.name)
+        segments[int(block.name[7]) + 1 if number is None else number].append(block.trace)
+    sums = np.array([[sum(t.macs for t in part), sum(t.weight_mb for t in part)] for part in segments])
+    return (sums / sums.sum(0))[1:-1].T
+
+
+def keeps_the_rules(config: ArchConfig, widen: float = 0.2) -> bool:
+    """The rules of `trained_shapes` and of the fitted range, written out for one network."""
+    assert isinstance(config, MobileViGv2Config)
+    trained = [VARIANTS[name] for name in TRAINED]
+
+    def figures(c: ArchConfig) -> np.ndarray:
+        assert isinstance(c, MobileViGv2Config)
+        widths = [stage.width for stage in c.stages]
+        depths = [stage.local_depth + stage.graph_depth for stage in c.stages]
+        graphs = [stage.graph_depth for stage in c.stages]
+        ratios = [1.0, *(b / a for a, b in itertools.pairwise(widths))]
+        return np.concatenate([depths, graphs, ratios, *shares(c)])
+
+    known = np.stack([figures(c) for c in trained])
+    low, high = (1 - widen) * known.min(0) - 1e-9, (1 + widen) * known.max(0) + 1e-9
+    ours = figures(config)
+    return bool(((low <= ours) & (ours <= high)).all()) and not describe("", config, TABLE).latency.outside
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["rules", "free"])
+def small(request: pytest.FixtureRequest) -> tuple[Encoding, Population, Any]:
+    encoding = encoded(small_space(request.param))
+    population = everything(encoding)
+    return encoding, population, encoding.evaluate(population)
+
+
+# ---------------------------------------------------------------------------------------------------- arrays
+
+
+def test_every_candidate_is_priced_scored_and_judged_as_its_network(small: tuple[Encoding, Population, Any]) -> None:
+    encoding, population, values = small
+    assert len(population) == encoding.space.size == 432
+    judged = 0
+    for i in range(0, len(population), 7):
+        config = encoding.config(population[i])
+        fair = encoding.bounds is None or keeps_the_rules(config)
+        assert (values.violation[i] == 0) == fair, config
+        judged += fair
+        if fair:  # what a rule forbids is not priced
+            network = describe("", config, TABLE)
+            assert values.latency_ms[i] == pytest.approx(network.latency.ms, abs=1e-9)
+            assert values.score[i] == pytest.approx(network.top1_percent, abs=1e-9)
+    assert 0 < judged < len(range(0, len(population), 7)) + (encoding.bounds is None)
+
+
+@spaces
+@pytest.mark.parametrize("changes", [{}, {"resolution": 160, "num_classes": 10}], ids=["published", "160 px"])
+def test_a_shipped_space_is_priced_as_its_networks(name: str, changes: dict[str, int]) -> None:
+    space = load_space(find_file("space", name))
+    base = arch_config(space.base).changed(changes)
+    trained = {v: VARIANTS[v].changed(changes) for v in space.trained_shapes.variants} if space.trained_shapes else {}
+    encoding = encode_space(space.sound_at(base), base, trained, TABLE)
+    generator = np.random.default_rng(1)
+    population = generator.integers(0, encoding.num_choices, (50_000, len(encoding.num_choices)))
+    values = encoding.evaluate(population)
+    fair = np.flatnonzero(values.violation == 0)[:15]
+    assert len(fair) >= 5
+    for i in fair:
+        network = describe("", encoding.config(population[i]), TABLE)
+        assert values.latency_ms[i] == pytest.approx(network.latency.ms, abs=1e-9)
+        assert values.score[i] == pytest.approx(network.top1_percent, abs=1e-9)
+        assert not network.latency.outside
+
+
+@spaces
+def test_every_choice_of_a_shipped_space_is_sound(name: str) -> None:
+    space = load_space(find_file("space", name))
+    base = arch_config(space.base)
+    plain = base.model_dump(mode="json")
+    for path, choices in space.genes.items():
+        assert get_path(plain, path) in choices, "the base is not in its own space"
+        for choice in choices:
+            assert get_path(base.changed({path: choice}).model_dump(mode="json"), path) == choice
+    assert space.sound_at(base) == space
+    assert space.size > 1000
+
+
+@spaces
+def test_published_variants_in_a_space_are_recognised(name: str) -> None:
+    space = load_space(find_file("space", name))
+    base = arch_config(space.base)
+    family = {n: config for n, config in VARIANTS.items() if type(config) is type(base)}
+    encoding = encode_space(space, base, family, TABLE)
+    for variant, config in family.items():
+        candidate = encode(space, base, config)
+        assert candidate is not None
+        assert encoding.config(candidate) == config
+        assert variant_name(encoding.config(candidate)) == variant
+        values = encoding.evaluate(np.array([candidate]))
+        assert values.violation[0] == 0
+        assert values.latency_ms[0] == pytest.approx(describe(variant, config, TABLE).latency.ms, abs=1e-9)
+    assert encode(space, base, base.changed({"expansion": 3})) is None
+
+
+# ---------------------------------------------------------------------------------------------------- feasibility
+
+
+def test_the_cheapest_is_that_of_brute_force(small: tuple[Encoding, Population, Any]) -> None:
+    encoding, population, values = small
+    fair = np.where(values.violation == 0, values.latency_ms, np.inf)
+    for seeds in (np.zeros((0, len(GENES)), np.intp), population[[len(population) - 1]]):
+        found = cheapest(encoding, seeds, np.random.default_rng(0))
+        assert found is not None
+        assert encoding.evaluate(np.array([found])).latency_ms[0] == pytest.approx(fair.min(), abs=1e-12)
+        assert encoding.evaluate(np.array([found])).violation[0] == 0
+
+
+def test_a_space_against_its_own_rules_has_no_cheapest() -> None:
+    encoding = encoded(small_space(True, **{"stages[2].local_depth": [0, 1], "head_width": [384, 512]}))
+    assert cheapest(encoding, np.zeros((0, 2), np.intp), np.random.default_rng(0)) is None
+    with pytest.raises(InfeasibleError, match="keeps its own rules"):
+        search(encoding.space, TABLE, 1.0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"resolution": 160, "num_classes": 10}], ids=["published", "160 px"])
+def test_an_infeasible_budget_is_answered_with_the_smallest_latency(changes: dict[str, int]) -> None:
+    space = small_space(True)
+    encoding = encoded(space, **changes)
+    values = encoding.evaluate(everything(encoding))
+    smallest = float(values.latency_ms[values.violation == 0].min())
+    with pytest.raises(InfeasibleError, match=r"meets 0\.5 ms") as refused:
+        search(space, TABLE, 0.5, **changes)
+    stated = re.search(r"smallest latency is ([0-9.]+) ms", str(refused.value))
+    assert stated is not None
+    assert 0 <= float(stated[1]) - smallest <= 1e-3
+    assert search(space, TABLE, float(stated[1]), **changes).best.latency.ms <= float(stated[1])
+    hinted = re.search(r"--budget ([0-9.]+)ms", refused.value.hint)
+    assert hinted is not None
+    assert float(hinted[1]) >= smallest
+
+
+# ---------------------------------------------------------------------------------------------------- evolution
+
+
+def check_front(found: Found, encoding: Encoding, budget_ms: float) -> None:
+    values = encoding.evaluate(found.candidates)
+    assert np.array_equal(values.latency_ms, found.latency_ms)
+    assert np.array_equal(values.score, found.score)
+    assert (values.violation == 0).all()
+    assert (values.latency_ms <= budget_ms).all()
+    assert (np.diff(found.latency_ms) > 0).all()
+    assert (np.diff(found.score) > 0).all()  # with the line above: none beats another
+
+
+@pytest.mark.parametrize("budget_ms", [0.85, 0.95, 1.2])
+def test_evolution_finds_the_true_front(small: tuple[Encoding, Population, Any], budget_ms: float) -> None:
+    encoding, population, values = small
+    fair = (values.violation == 0) & (values.latency_ms <= budget_ms)
+    found = evolve(encoding, budget_ms, population[:0], np.random.default_rng(0), generations=15)
+    check_front(found, encoding, budget_ms)
+    front = [
+        (ms, score)
+        for ms, score in zip(values.latency_ms[fair], values.score[fair], strict=True)
+        if not ((values.latency_ms[fair] < ms) & (values.score[fair] >= score)).any()
+        and not ((values.latency_ms[fair] <= ms) & (values.score[fair] > score)).any()
+    ]
+    assert sorted(set(front)) == list(zip(found.latency_ms, found.score, strict=True))
+
+
+@pytest.mark.parametrize("budget_ms", [0.8, 1.0, 1.6])
+def test_a_front_of_the_shipped_space_keeps_budget_and_rules(budget_ms: float) -> None:
+    space = load_space(find_file("space", SHIPPED[0]))
+    assert space.trained_shapes is not None
+    base = arch_config(space.base)
+    encoding = encode_space(space, base, {n: VARIANTS[n] for n in space.trained_shapes.variants}, TABLE)
+    nothing = np.zeros((0, len(space.genes)), np.intp)
+    generator = np.random.default_rng(3)
+    found = evolve(encoding, budget_ms, nothing, generator, population_size=300, generations=25)
+    check_front(found, encoding, budget_ms)
+    assert found.num_evaluated == 26 * 300
+    chance = random_search(encoding, budget_ms, found.num_evaluated, generator)
+    check_front(chance, encoding, budget_ms)
+    assert found.score[-1] > chance.score[-1]
+
+
+# ---------------------------------------------------------------------------------------------------- the job
+
+
+@pytest.fixture(scope="module")
+def result() -> SearchResult:
+    return search(load_space(find_file("space", "mobilevigv2")), TABLE, 1.0)
+
+
+def test_a_search_keeps_its_budget_and_says_what_it_found(result: SearchResult) -> None:
+    assert result.best.latency.ms <= 1.0
+    assert not result.best.latency.outside
+    assert all(ms <= 1.0 for ms, _, _ in result.front)
+    assert [ms for ms, _, _ in result.front] == sorted(ms for ms, _, _ in result.front)
+    assert [score for _, score, _ in result.front] == sorted(score for _, score, _ in result.front)
+    assert result.front[-1][2] == result.best.config
+    assert result.front[-1][1] == pytest.approx(result.best.top1_percent)
+    assert result.nearest.name == "mobilevigv2_ti"
+    assert result.best.top1_percent > result.nearest.top1_percent
+    assert result.beats_random
+    assert result.best.latency == profile(result.best.config).latency(TABLE)
+
+
+def test_what_nothing_sees_keeps_the_published_value(result: SearchResult) -> None:
+    assert result.kept == ("stages[1].reach", "stages[2].reach", "stages[3].reach")
+    for _, _, config in result.front:
+        assert isinstance(config, MobileViGv2Config)
+        assert [stage.reach for stage in config.stages[1:]] == [8, 4, 2]
+
+
+def test_an_unseen_gene_takes_the_choice_nearest_to_the_published_value() -> None:
+    space = small_space(False, **{"stages[1].reach": [3, 6, 9], "head_width": [384, 512]})
+    found = search(space, TABLE, 2.0)
+    assert found.kept == ("stages[1].reach",)
+    assert {get_path(config.model_dump(mode="json"), "stages[1].reach") for _, _, config in found.front} == {9}
+
+
+def test_an_unseen_gene_cannot_carry_the_answer_over_the_budget() -> None:
+    """K = 1 saves a fifth of a microsecond in a narrow stage; a budget that only K = 1 meets gets less network."""
+    genes = {"stages[3].reach": [1, 2], "stages[3].width": [128], "head_width": [384, 512]}
+    largest = arch_config("mobilevigv2_s").changed({"stages[3].width": 128})
+    cheap, dear = (
+        describe("", config, TABLE).latency.ms for config in (largest.changed({"stages[3].reach": 1}), largest)
+    )
+    assert 0 < dear - cheap < 0.005
+    budget_ms = (cheap + dear) / 2
+    found = search(small_space(False, **genes), TABLE, budget_ms)
+    assert found.kept == ("stages[3].reach",)
+    assert all(ms <= budget_ms for ms, _, _ in found.front)
+    assert found.best.config == largest.changed({"head_width": 384})
+
+
+def test_the_seed_decides(result: SearchResult) -> None:
+    space = load_space(find_file("space", "mobilevigv2"))
+    assert search(space, TABLE, 1.0).front == result.front
+    other = search(space, TABLE, 1.0, seed=1)
+    assert [score for _, score, _ in other.front] != [score for _, score, _ in result.front]
+    assert other.best.top1_percent == pytest.approx(result.best.top1_percent, abs=0.2)
+
+
+def test_a_search_at_another_resolution_and_number_of_classes() -> None:
+    calls: list[tuple[str, int, int]] = []
+    found = search(
+        load_space(find_file("space", "mobilevigv2")), TABLE, 0.8, resolution=160, num_classes=10,
+        on_progress=lambda what, done, total: calls.append((what, done, total)),
+    )  # fmt: skip
+    for config in (found.best.config, found.front[0][2], *(n.config for n in found.published)):
+        assert (config.resolution, config.num_classes) == (160, 10)
+    assert found.best.latency.ms <= 0.8
+    assert found.best.latency == profile(found.best.config).latency(TABLE)
+    assert {what for what, _, _ in calls} == {"counting", "evolving"}
+    assert all(done <= total for _, done, total in calls)
+
+
+def test_a_resolution_that_the_base_does_not_bear_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"K = 8 on a grid of 16"):
+        search(small_space(False), TABLE, 1.0, resolution=128)
+
+
+def test_the_nearest_published_network() -> None:
+    networks = [describe(name, config, TABLE) for name, config in VARIANTS.items()]
+    assert nearest_published(networks, 1.5).name == "mobilevigv2_s"
+    assert nearest_published(networks, 0.1).name == "mobilevigv2_ti"
+
+
+def test_what_a_search_leaves(result: SearchResult, tmp_path: Path) -> None:
+    recipe = load_recipe(find_file("recipe", "v2_s"))
+    summary = save(result, recipe, "found at 1 ms", tmp_path)
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert again.arch_config() == result.best.config
+    assert (tmp_path / "recipe.yaml").read_text().startswith("# found at 1 ms\n")
+    stored = json.loads((tmp_path / "front.json").read_text())
+    assert stored["best"]["latency_ms"] == pytest.approx(result.best.latency.ms, abs=1e-4)
+    assert {key: value for key, value in stored.items() if key != "front"} == json.loads(json.dumps(summary))
+    assert [type(result.best.config).parse(point["arch"]) for point in stored["front"]] == [c for *_, c in result.front]
+    assert (tmp_path / "front.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_table_of_another_scale_moves_the_search() -> None:
+    slower: LatencyTable = TABLE.model_copy(update={"scale": 1.5, "rows": {}})
+    fast, slow = (search(small_space(False), table, 1.3) for table in (TABLE, slower))
+    assert slow.best.top1_percent < fast.best.top1_percent

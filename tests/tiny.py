@@ -1,0 +1,55 @@
+"""A MobileViGv2 so small that converting and running it takes seconds, with every kind of block in it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vigcli.archs import build
+from vigcli.archs.checkpoint import Checkpoint
+from vigcli.config.archs import MobileViGv2Config, arch_config
+from vigcli.config.checkpoint import CheckpointMeta
+from vigcli.config.recipe import Preprocessing
+from vigcli.nn.blocks import LayerScale
+
+CONFIG = arch_config("mobilevigv2_ti").changed(
+    {"resolution": 96, "num_classes": 10, "head_width": 16}
+    | {f"stages[{i}].width": width for i, width in enumerate((8, 16, 16, 16))}
+    | {f"stages[{i}].local_depth": 1 for i in range(4)}
+    | {f"stages[{i}].graph_depth": 1 for i in range(1, 4)}
+)
+assert isinstance(CONFIG, MobileViGv2Config)
+LABELS = tuple(f"kind {i}" for i in range(CONFIG.num_classes))
+
+
+@torch.no_grad()
+def checkpoint(seed: int = 0) -> Checkpoint:
+    """Weights drawn from a seed, with layer scales near 0.3 (a new network's 1e-5 would hide what its blocks do) and
+    the statistics of batch norm those of the pictures that it sees."""
+    model = build(CONFIG, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, LayerScale):
+            module.gamma.copy_(0.3 + 0.05 * torch.randn(module.gamma.shape, generator=generator))
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # a plain mean over the batches
+            module.weight.add_(0.1 * torch.randn(module.weight.shape, generator=generator))
+            module.bias.add_(0.1 * torch.randn(module.bias.shape, generator=generator))
+    preprocessing = Preprocessing()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for i in range(2):
+            model((pixels(16, seed=100 + i) / 255 - mean) / std)
+    meta = CheckpointMeta(arch=CONFIG, labels=LABELS, preprocessing=preprocessing, dataset="drawn")
+    return Checkpoint(model.eval(), meta)
+
+
+def pixels(count: int, seed: int = 1) -> Tensor:
+    """Smooth pictures (count, 3, 96, 96), whole numbers in 0 ... 255: noise alone would look the same everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 6, 6, generator=generator)
+    fine = torch.rand(count, 3, CONFIG.resolution, CONFIG.resolution, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=fine.shape[-2:], mode="bilinear")
+    return (255 * (0.85 * smooth + 0.15 * fine)).round()
