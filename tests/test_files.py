@@ -28,10 +28,14 @@ def test_a_file_and_its_folders_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_failure_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
     write_text(tmp_path / "x", "old")
-    with pytest.raises(VigError if isinstance(error, OSError) else type(error)):
+
+    def fail() -> None:
         with replacing(tmp_path / "x") as temporary:
             temporary.write_text("half")
             raise error
+
+    with pytest.raises(VigError if isinstance(error, OSError) else type(error)):
+        fail()
     assert (tmp_path / "x").read_text() == "old"
     assert below(tmp_path) == ["x"]
 

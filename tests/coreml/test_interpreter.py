@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from packages import decibels, edit, operations, relative_error
 from torch import Tensor, nn
 
 from vigcli.coreml.apple import coremltools
@@ -77,14 +78,6 @@ def outcome(program: Program, x: Tensor, **options: Any) -> Tensor:
     return result
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).abs().max() / expected.abs().max())
-
-
-def decibels(actual: Tensor, expected: Tensor) -> float:
-    return float(10 * torch.log10(expected.square().sum() / (actual - expected).square().sum()))
-
-
 def timm_net(name: str, **options: Any) -> nn.Module:
     import timm
     from timm.utils.model import reparameterize_model
@@ -99,7 +92,7 @@ def timm_net(name: str, **options: Any) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("mobilenetv3_small_050", 64),
+        pytest.param("mobilenetv3_small_050", 64, marks=pytest.mark.slow),
         pytest.param("repvit_m0_9", 64, marks=pytest.mark.slow),
         pytest.param("fastvit_t8", 64, marks=pytest.mark.slow),
         pytest.param("mobilevitv2_050", 64, marks=pytest.mark.slow),
@@ -274,19 +267,6 @@ def test_compressed_weights_are_those_that_coremltools_expands(
 
 
 # --- planted faults -------------------------------------------------------------------------------------------------
-
-
-def edit(path: Path, change: Any) -> None:
-    """Rewrite the model's message in place."""
-    model_path = path / "Data/com.apple.CoreML/model.mlmodel"
-    model = coremltools().proto.Model_pb2.Model.FromString(model_path.read_bytes())
-    change(model)
-    model_path.write_bytes(model.SerializeToString())
-
-
-def operations(model: Any) -> Any:
-    function = model.mlProgram.functions["main"]
-    return function.block_specializations[function.opset].operations
 
 
 def swap_maximum(model: Any) -> None:

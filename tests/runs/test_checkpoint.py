@@ -19,6 +19,7 @@ from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.errors import ConfigError, VigError
 
 TINY = CONFIG.changed({"num_classes": 3})
+NO_SUCH = {"family": "timm", "name": "no_such"}
 META = CheckpointMeta(arch=TINY, labels=("a", "b", "ç"), dataset="mine", metrics={"top1_percent": 12.5})  # type: ignore[arg-type]
 
 
@@ -87,7 +88,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "newer format": (lambda p: edit(p, lambda m: m.update(format=2)), "format: must be 1"),
     "labels": (lambda p: edit(p, lambda m: m.update(labels=["a"])), "1 labels do not name 3 classes"),
     "unknown family": (lambda p: edit(p, lambda m: m["arch"].update(family="x")), "unknown 'family'"),
-    "unknown network": (lambda p: edit(p, lambda m: m.update(labels=[], arch={"family": "timm", "name": "no_such"})), "no_such"),
+    "unknown network": (lambda p: edit(p, lambda m: m.update(labels=[], arch=NO_SUCH)), "no_such"),
     "wide": (lambda p: edit(p, lambda m: [s.update(width=65536) for s in m["arch"]["stages"]] and None), "not fit"),
 }  # fmt: skip
 

@@ -19,6 +19,13 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def fail(error: BaseException, folder: str | None = None, result: str | None = None) -> None:
+    with new_run("train", folder) as run:
+        write_run_file(run, {})
+        (run / (result or RECIPE_FILE)).touch()
+        raise error
+
+
 def make(job: str, folder: str | None = None) -> Path:
     with new_run(job, folder) as run:
         (run / "x").touch()
@@ -40,23 +47,19 @@ def test_no_two_share_a_directory() -> None:
 
 def test_a_failed_run_that_holds_nothing_is_gone(tmp_path: Path) -> None:
     for folder in (None, "a/b"):
-        with pytest.raises(KeyboardInterrupt), new_run("train", folder) as run:
-            write_run_file(run, {})
-            (run / RECIPE_FILE).touch()
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            fail(KeyboardInterrupt(), folder)
         assert os.listdir(tmp_path) == []
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError, match="x"), new_run("train", "mine"):
-        raise ValueError("x")
+    with pytest.raises(ValueError, match="x"):
+        fail(ValueError("x"), "mine")
     assert os.listdir(tmp_path) == ["mine"], "a folder that was there stays"
 
 
 def test_a_failed_run_that_holds_a_result_stays() -> None:
-    with pytest.raises(ValueError, match="x"), new_run("train") as run:
-        write_run_file(run, {})
-        (run / "state.safetensors").touch()
-        raise ValueError("x")
-    assert sorted(os.listdir(run)) == [RUN_FILE, "state.safetensors"]
+    with pytest.raises(ValueError, match="x"):
+        fail(ValueError("x"), result="state.safetensors")
+    assert sorted(os.listdir("runs/0001-train")) == [RUN_FILE, "state.safetensors"]
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

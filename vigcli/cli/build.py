@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Build the network NAME (`vig ls archs`) with seeded weights; count it, and write a checkpoint with -o.
 
-    Example:  vig build mobilevigv2_ti --set stages[3].width=224 -o ti224.safetensors
+    Example:  vig build mobilevigv2_ti --set head_width=384 -o my.safetensors
     """
     from vigcli.archs import build
     from vigcli.archs.checkpoint import save_checkpoint

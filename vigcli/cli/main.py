@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import io
-import os
-import signal
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-from typing import NoReturn
 
 try:
+    import errno
+    import io
+    import os
+    import signal
+    from collections.abc import Sequence
+    from importlib import import_module
+    from typing import NoReturn
+
     import click
 
     from vigcli import __version__
@@ -66,7 +67,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 ok, 1 general, 2 usage, 3 config, 4 budget, 5 table, 6 machine, 130 stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop is treated as Ctrl-C
+    stopped = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # a job scheduler's stop is treated as Ctrl-C
+        signal.signal(number, stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale may lack ±, a file's name may be no text
@@ -77,17 +86,18 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader went away: `vig profile | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer has nowhere to go
         sys.exit(0)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(error.exit_code)
     except BaseException as error:
         if isinstance(error, SystemExit) or (debug and isinstance(error, Exception)):
             raise
-        if isinstance(error, KeyboardInterrupt):
+        if stopped:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only break the message
-        known = as_vig_error(error)
+        # A library may have made an error of its own of the interrupt.
+        known = as_vig_error(KeyboardInterrupt() if stopped and not isinstance(error, VigError) else error)
         _print(known)
         sys.exit(known.exit_code)
     sys.exit(0)

@@ -58,12 +58,20 @@ def quantize_int8(
 def activation_ranges(
     program: Program, pixels: Tensor, on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
 ) -> Ranges:
-    """The least and greatest value of the input and of every result over all pictures."""
+    """The least and greatest value of the input and of every result over all pictures.
+
+    Raises VigError for a result that fp16 cannot hold.
+    """
     ranges: Ranges = {program.inputs[0].name: {"rmin": float(pixels.min()), "rmax": float(pixels.max())}}
 
     def widen(info: OpInfo, value: Tensor) -> None:
         if value.is_floating_point():
             low, high = (float(bound) for bound in torch.aminmax(value))
+            if not max(-low, high) < _FP16_MAX:  # not a number is no less than it either
+                raise VigError(
+                    f"{info.op_type} '{info.name}' reaches {max(-low, high):.3g}, beyond what fp16 holds.",
+                    "Train with weight decay or gradient clipping, and quantize again.",
+                )
             known = ranges.setdefault(info.name, {"rmin": low, "rmax": high})
             known["rmin"], known["rmax"] = min(known["rmin"], low), max(known["rmax"], high)
 
@@ -71,12 +79,6 @@ def activation_ranges(
     for start in range(0, len(pixels), size):
         on_progress("calibrating", start, len(pixels))
         program.predict(pixels[start : start + size].float(), tap=widen)
-    for name, bounds in ranges.items():
-        if not max(-bounds["rmin"], bounds["rmax"]) < _FP16_MAX:
-            raise VigError(
-                f"{name} reaches {max(-bounds['rmin'], bounds['rmax']):.3g}, beyond what fp16 holds.",
-                "Train with weight decay or gradient clipping, and quantize again.",
-            )
     return ranges
 
 

@@ -158,6 +158,14 @@ for _tag, (_regexp, _first) in _SCALARS.items():
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_regexp), list(_first))
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """In double quotes with escapes where it is not printable: PyYAML writes U+0085 raw, and reads it as a line's end."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _text)
+
+
 def parse_yaml(text: str, name: str) -> tuple[Any, dict[Location, int]]:
     """YAML text as plain data, with the line of every key and item.
 

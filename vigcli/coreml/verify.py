@@ -7,6 +7,8 @@ rounding, and values within a budget of noise. Both run in torch, not in Apple's
 
 from __future__ import annotations
 
+import copy
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from vigcli.coreml.interpreter import OpInfo, Program, Step
 from vigcli.errors import ConfigError
 
 TWIN_TOLERANCE = 1e-5  # of the largest logit
+SAME_WEIGHT = 1e-6  # of the largest in its tensor: two conversions to fp32 may round apart
 MIN_SNR_DB = {"fp32": 90.0, "fp16": 35.0}
 MIN_INPUTS = 32
 CAVEAT = "Run by vig's interpreter in torch; not Apple's runtime, with which it has never been compared."
@@ -88,20 +91,24 @@ def verify(
         export(checkpoint, meta.checkpoint_sha256, path, "fp32")
         twin = Program.load(path)
     noise = _Noise(twin, shipped, up_to_a_factor=meta.precision == "int8")
+    other_graph = compare_graphs(twin, shipped, meta)
     largest = difference = 0.0
-    model = Deployable(checkpoint.model.double(), meta.preprocessing).double().eval()
+    model = Deployable(copy.deepcopy(checkpoint.model), checkpoint.meta.preprocessing).double().eval()
     for i in range(len(pixels)):
         on_progress("running", i, len(pixels))
         image = pixels[i : i + 1].float()
         with torch.no_grad():
             reference = model.logits(image.double())[0]
-        noise.add(image)
+        try:
+            noise.add(image)
+        except ConfigError:  # it does not run, and the operation to name is the one that is not the twin's
+            if other_graph is None:
+                raise
         largest = max(largest, float(reference.abs().max()))
         difference = max(difference, float((noise.twin_logits.reshape(-1) - reference).abs().max()))
-    checkpoint.model.float()
     twin_error = difference / largest if largest else difference
     floor = MIN_SNR_DB.get(meta.precision)
-    divergence = _twin_divergence(twin_error) or compare_graphs(twin, shipped, meta) or noise.below(floor)
+    divergence = _twin_divergence(twin_error) or other_graph or noise.below(floor)
     return VerifyReport(
         meta, len(pixels), len(noise.infos), dict(shipped.op_counts), twin_error, noise.final_db(), floor,
         noise.worst(), divergence,
@@ -165,7 +172,9 @@ def _constant_differs(ours: Any, theirs: Any, precision: str) -> str:
         return f"is {tuple(theirs.shape)}, not {tuple(ours.shape)}"
     if not ours.is_floating_point() or torch.equal(ours, theirs):
         return "" if torch.equal(ours, theirs) else "differs"
-    if torch.equal(ours.half().float(), theirs.half().float()):
+    worst = float((ours - theirs).abs().max() / ours.abs().max())
+    same = worst <= SAME_WEIGHT if precision == "fp32" else torch.equal(ours.half(), theirs.half())
+    if same:
         return ""
     if precision == "int8" and ours.ndim >= 2:  # symmetric, a scale for each output channel
         largest = ours.abs().flatten(1).amax(1)
@@ -173,7 +182,6 @@ def _constant_differs(ours: Any, theirs: Any, precision: str) -> str:
         bound = step / 2 + 127 * _fp16_rounding(step) + _fp16_rounding(largest)  # scale and weight were fp16 before
         if bool(((ours - theirs).abs().flatten(1).amax(1) <= 1.05 * bound).all()):
             return ""
-    worst = float((ours - theirs).abs().max() / ours.abs().max())
     return f"differs from the checkpoint's by {worst:.1e} of the largest, more than rounding to {precision}"
 
 
@@ -240,10 +248,12 @@ class _Noise:
         self.shipped.run({self.shipped.inputs[0].name: image}, tap=compare)
 
     def db(self, name: str, factor: bool = False) -> float:
-        """Signal-to-noise ratio of one operation in decibels, up to a factor or not; 150 at the most."""
+        """Signal-to-noise ratio of one operation, up to a factor or not; 150 dB at the most, -150 after overflow."""
         rr, rv, vv = self._sums[name]
         signal = rv * rv / rr if factor and rr else rr
         noise = vv - signal if factor else vv - 2 * rv + rr
+        if not math.isfinite(noise):
+            return -150.0
         return 150.0 if noise <= 1e-15 * signal else float(10 * np.log10(max(signal, 1e-300) / noise))
 
     def final_db(self) -> float:

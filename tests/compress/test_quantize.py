@@ -1,0 +1,146 @@
+"""Int8 packages: ranges of every calibration picture, what is refused, and how close the package stays."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import packages
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from vigcli.archs.checkpoint import Checkpoint
+from vigcli.compress.quantize import MIN_IMAGES, activation_ranges, quantize_int8
+from vigcli.coreml.convert import Deployable, PackageMeta, export, meta_of
+from vigcli.coreml.interpreter import Program
+from vigcli.coreml.verify import verify
+from vigcli.errors import ConfigError, VigError
+
+pytest.importorskip("coremltools", exc_type=ImportError)
+SHA = "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return tiny.checkpoint()
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Tensor:
+    """The first picture, which a calibration that keeps the last range alone would forget, is by far the loudest."""
+    pixels = 100 + tiny.pixels(MIN_IMAGES, seed=3) // 5
+    generator = torch.Generator().manual_seed(0)
+    pixels[0] = 255.0 * torch.randint(0, 2, pixels[0].shape, generator=generator)
+    return pixels.to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def half(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    path = tmp_path_factory.mktemp("half") / "fp16.mlpackage"
+    export(checkpoint, SHA, path, "fp16", minimum_ios=17)
+    return Program.load(path)
+
+
+@pytest.fixture(scope="module")
+def quantized(
+    checkpoint: Checkpoint, calibration: Tensor, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, PackageMeta]:
+    path = tmp_path_factory.mktemp("quantized") / "int8.mlpackage"
+    return path, quantize_int8(checkpoint, SHA, calibration, path)
+
+
+def test_ranges_cover_every_picture(half: Program, calibration: Tensor) -> None:
+    some = torch.cat([calibration[:1], calibration[-40:]])
+    steps: list[tuple[str, int, int]] = []
+    ranges = activation_ranges(half, some, lambda *step: steps.append(step))
+    least: dict[str, float] = {}
+    greatest: dict[str, float] = {}
+    for image in some:
+
+        def widen(info: object, value: Tensor) -> None:
+            name = info.name  # type: ignore[attr-defined]
+            if value.is_floating_point():
+                least[name] = min(least.get(name, float("inf")), float(value.min()))
+                greatest[name] = max(greatest.get(name, -float("inf")), float(value.max()))
+
+        half.run({"image": image[None].float()}, tap=widen)
+    assert ranges["image"] == {"rmin": 0.0, "rmax": 255.0}
+    assert set(least) | {"image"} == set(ranges)
+    for name, low in least.items():
+        assert ranges[name]["rmin"] == pytest.approx(low, rel=2e-3, abs=2e-3)
+        assert ranges[name]["rmax"] == pytest.approx(greatest[name], rel=2e-3, abs=2e-3)
+    assert steps[0] == ("calibrating", 0, 41)
+
+
+def test_the_first_picture_counts_as_much_as_the_last(half: Program, calibration: Tensor) -> None:
+    turned, without = calibration.flip(0), calibration[1:]
+    first, last, none = (activation_ranges(half, pixels) for pixels in (calibration, turned, without))
+    conv = half.op_counts["cast"] and next(info.name for info in half.operations if info.op_type == "conv")
+    assert first[conv] == pytest.approx(last[conv], rel=2e-3)
+    assert first[conv]["rmax"] > 1.5 * none[conv]["rmax"]
+
+
+def test_the_scales_of_the_package_are_the_ranges(
+    half: Program, calibration: Tensor, quantized: tuple[Path, PackageMeta]
+) -> None:
+    """Symmetric, in 127 steps; what a concat joins shares a range, and a residual sum is rescaled."""
+    ranges, program = activation_ranges(half, calibration), Program.load(quantized[0])
+    apart = ("add", "concat", "slice_by_index", "maximum", "sub")
+    kinds = {info.name: info.op_type for info in program.operations}
+    compared = 0
+    for step in program.steps:
+        source = step.outputs[0].inputs[0]
+        if step.op.name == "quantize" and kinds[source] not in (*apart, "mul") and source in ranges:
+            due = max(abs(bound) for bound in ranges[source].values()) / 127
+            scale = float(step.constants["scale"])
+            followed = {kinds[s.outputs[0].name] for s in program.steps if source in s.outputs[0].inputs}
+            if not followed & {"add", "concat"}:
+                compared += scale == pytest.approx(due, rel=0.01)
+    assert compared >= 20
+
+
+def test_the_package_computes_in_eight_bits(quantized: tuple[Path, PackageMeta], checkpoint: Checkpoint) -> None:
+    path, meta = quantized
+    program = Program.load(path)
+    assert meta == meta_of(program)
+    assert (meta.precision, meta.minimum_ios, meta.checkpoint_sha256) == ("int8", 17, SHA)
+    assert (meta.labels, meta.arch) == (checkpoint.meta.labels, checkpoint.meta.arch)
+    assert "int8" in program.metadata["description"]
+    counts = program.op_counts
+    assert counts["constexpr_affine_dequantize"] == counts["conv"] == 37
+    assert counts["quantize"] >= 37
+    assert counts["dequantize"] >= counts["quantize"]
+    size = (path / packages.WEIGHTS).stat().st_size
+    assert size < 1.8 * sum(p.numel() for p in checkpoint.model.parameters())
+
+
+def test_the_package_stays_close_to_its_network(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    quantize_int8(checkpoint, SHA, tiny.pixels(MIN_IMAGES, seed=3).to(torch.uint8), tmp_path / "int8.mlpackage")
+    program, pixels = Program.load(tmp_path / "int8.mlpackage"), tiny.pixels(64, seed=9)
+    with torch.no_grad():
+        expected = Deployable(checkpoint.model, checkpoint.meta.preprocessing)(pixels)
+    scores = program.predict(pixels)
+    assert 20 < packages.decibels(scores, expected) < 40
+    assert float((scores.argmax(1) == expected.argmax(1)).double().mean()) > 0.8
+    assert verify(tmp_path / "int8.mlpackage", checkpoint, pixels[:32]).passed
+
+
+def test_too_few_pictures_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{MIN_IMAGES - 1} pictures are too few"):
+        quantize_int8(checkpoint, SHA, torch.zeros(MIN_IMAGES - 1, 3, 96, 96), tmp_path / "int8.mlpackage")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("factor", [2e4, 3e5], ids=["activations", "weights too"])
+def test_what_fp16_cannot_hold_is_refused(
+    factor: float, checkpoint: Checkpoint, calibration: Tensor, tmp_path: Path
+) -> None:
+    model = copy.deepcopy(checkpoint.model)
+    for key in ("norm.weight", "norm.bias"):
+        model.get_parameter(f"stages.0.0.branch.0.{key}").detach().mul_(factor)
+    with pytest.raises(VigError, match="beyond what fp16 holds") as refused:
+        quantize_int8(checkpoint._replace(model=model), SHA, calibration, tmp_path / "int8.mlpackage")
+    assert refused.value.hint
+    assert list(tmp_path.iterdir()) == []

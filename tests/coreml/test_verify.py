@@ -1,0 +1,304 @@
+"""Verification: sound packages pass, and each planted fault is found and its operation named."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import packages
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from vigcli.archs import build
+from vigcli.archs.checkpoint import Checkpoint
+from vigcli.compress.quantize import quantize_int8
+from vigcli.config.archs import arch_config
+from vigcli.config.checkpoint import CheckpointMeta
+from vigcli.config.recipe import Preprocessing
+from vigcli.coreml.convert import export
+from vigcli.coreml.interpreter import Program
+from vigcli.coreml.verify import MIN_INPUTS, MIN_SNR_DB, TWIN_TOLERANCE, Divergence, VerifyReport, verify
+from vigcli.errors import ConfigError
+from vigcli.nn.deploy import deploy
+
+pytest.importorskip("coremltools", exc_type=ImportError)
+SHA = "ab" * 32
+PIXELS = tiny.pixels(MIN_INPUTS)
+PRECISIONS = ("fp32", "fp16", "int8")
+ADDED = ("cast", "quantize", "dequantize", "constexpr_affine_dequantize", "classify")  # not of the network
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return tiny.checkpoint()
+
+
+@pytest.fixture(scope="module")
+def shipped(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    paths = {precision: tmp_path_factory.mktemp("shipped") / f"{precision}.mlpackage" for precision in PRECISIONS}
+    export(checkpoint, SHA, paths["fp32"], "fp32")
+    export(checkpoint, SHA, paths["fp16"], "fp16")
+    quantize_int8(checkpoint, SHA, tiny.pixels(128, seed=2).to(torch.uint8), paths["int8"])
+    return paths
+
+
+@pytest.fixture
+def edited(shipped: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    return lambda precision: Path(shutil.copytree(shipped[precision], tmp_path / f"{precision}.mlpackage"))
+
+
+def divergence(report: VerifyReport) -> Divergence:
+    assert not report.passed
+    assert report.divergence is not None
+    assert report.twin_error <= TWIN_TOLERANCE
+    return report.divergence
+
+
+def outputs(path: Path, op_type: str) -> list[str]:
+    return [info.name for info in Program.load(path).operations if info.op_type == op_type]
+
+
+def conv_of(path: Path, weight: Tensor) -> str:
+    """The convolution of a package that holds a weight of the deployed network, rounded as it may be."""
+    away = {
+        step.outputs[0].name: float((step.constants["weight"] - weight).abs().max() / weight.abs().max())
+        for step in Program.load(path).steps
+        if step.op.name == "conv" and step.constants["weight"].shape == weight.shape
+    }
+    nearest, second = sorted(away.values())[:2]
+    assert nearest < 0.01 < second
+    return min(away, key=away.__getitem__)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_sound_package_passes(precision: str, shipped: dict[str, Path], checkpoint: Checkpoint) -> None:
+    before = {key: value.clone() for key, value in checkpoint.model.state_dict().items()}
+    steps: list[tuple[str, int, int]] = []
+    report = verify(shipped[precision], checkpoint, PIXELS, lambda *step: steps.append(step))
+    assert report.passed
+    assert report.twin_error <= TWIN_TOLERANCE
+    assert (report.num_inputs, report.min_snr_db) == (MIN_INPUTS, MIN_SNR_DB.get(precision))
+    assert report.meta.precision == precision
+    assert report.snr_db > {"fp32": 120, "fp16": 45, "int8": 15}[precision]
+    assert report.worst[1] <= report.snr_db
+    assert report.worst[0] in {info.name for info in Program.load(shipped[precision]).operations}
+    assert report.num_ops == sum(count for kind, count in report.op_counts.items() if kind not in ADDED)
+    assert steps[-1] == ("running", MIN_INPUTS - 1, MIN_INPUTS)
+    after = checkpoint.model.state_dict()
+    assert all(after[key].dtype == before[key].dtype and torch.equal(after[key], before[key]) for key in before)
+
+
+# ---------------------------------------------------------------------------------------------------- the checkpoint
+
+
+@pytest.mark.parametrize(
+    ("layer", "precision"), [("stages.1.2.0.branch.2.proj.conv", "fp16"), ("stages.0.0.branch.2.conv", "int8")]
+)
+def test_a_checkpoint_changed_after_export(
+    layer: str, precision: str, shipped: dict[str, Path], checkpoint: Checkpoint
+) -> None:
+    """One weight of one convolution, among others of its shape."""
+    model = copy.deepcopy(checkpoint.model)
+    weight = model.get_parameter(f"{layer}.weight").detach()
+    weight.view(-1)[weight.abs().argmax()] *= 1.2
+    found = divergence(verify(shipped[precision], checkpoint._replace(model=model), PIXELS))
+    assert found.op_type == "conv"
+    folded = dict(deploy(checkpoint.model).named_parameters())
+    own = folded.get(f"{layer.removesuffix('.conv')}.weight")
+    assert own is not None
+    assert found.name == conv_of(shipped[precision], own.detach())
+    assert found.why.startswith("its weight differs")
+
+
+def test_another_preprocessing(shipped: dict[str, Path], checkpoint: Checkpoint) -> None:
+    meta = checkpoint.meta.model_copy(update={"preprocessing": Preprocessing(mean=(0.5, 0.5, 0.5))})
+    assert divergence(verify(shipped["fp16"], checkpoint._replace(meta=meta), PIXELS)).op_type in ("sub", "mul")
+
+
+def test_a_deeper_checkpoint(shipped: dict[str, Path], checkpoint: Checkpoint) -> None:
+    config = tiny.CONFIG.changed({"stages[3].graph_depth": 2})
+    other = Checkpoint(build(config).eval(), CheckpointMeta(arch=config))
+    assert divergence(verify(shipped["fp32"], other, PIXELS)).name
+
+
+# ---------------------------------------------------------------------------------------------------- the graph
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_minimum_for_a_maximum(
+    precision: str, shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint
+) -> None:
+    path, fourth = edited(precision), outputs(shipped[precision], "maximum")[3]
+
+    def change(model: Any) -> None:
+        next(o for o in packages.operations(model) if o.outputs[0].name == fourth).type = "minimum"
+
+    packages.edit(path, change)
+    found = divergence(verify(path, checkpoint, PIXELS))
+    assert (found.op_type, found.name) == ("minimum", fourth)
+    assert "maximum" in found.why
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_another_gelu(
+    precision: str, shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint
+) -> None:
+    path, fifth = edited(precision), outputs(shipped[precision], "gelu")[4]
+
+    def change(model: Any) -> None:
+        gelu = next(o for o in packages.operations(model) if o.outputs[0].name == fifth)
+        shared = gelu.inputs["mode"].arguments[0].name
+        own = next(o for o in packages.operations(model) if o.outputs[0].name == shared)
+        renamed = copy.deepcopy(own)
+        renamed.outputs[0].name = "another_mode"
+        renamed.attributes["val"].immediateValue.tensor.strings.values[0] = "TANH_APPROXIMATION"
+        packages.operations(model).insert(0, renamed)
+        gelu.inputs["mode"].arguments[0].name = "another_mode"
+
+    packages.edit(path, change)
+    found = divergence(verify(path, checkpoint, PIXELS))
+    assert (found.op_type, found.name) == ("gelu", fifth)
+    assert found.why == "its mode is TANH_APPROXIMATION, not EXACT"
+
+
+@pytest.mark.parametrize(
+    ("precision", "bounds"), [("fp16", ("begin", "end")), ("int8", ("begin", "end")), ("fp16", ("end",))]
+)
+def test_a_moved_slice(
+    precision: str,
+    bounds: tuple[str, ...],
+    shipped: dict[str, Path],
+    edited: Callable[[str], Path],
+    checkpoint: Checkpoint,
+) -> None:
+    """With one bound alone the package does not even run, and the operation that fails is not the one at fault."""
+    path, sixth = edited(precision), outputs(shipped[precision], "slice_by_index")[1]
+
+    def change(model: Any) -> None:
+        step = next(o for o in packages.operations(model) if o.outputs[0].name == sixth)
+        for bound in bounds:
+            values = packages.constant(model, step, bound).ints.values
+            axis = next(i for i, n in enumerate(packages.constant(model, step, "end").ints.values) if i > 1 and n < 12)
+            values[axis] += 1
+
+    packages.edit(path, change)
+    found = divergence(verify(path, checkpoint, PIXELS))
+    assert (found.op_type, found.name) == ("slice_by_index", sixth)
+    assert found.why.startswith(f"its {bounds[0]} is [")
+
+
+def test_swapped_inputs(shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint) -> None:
+    """x_i - max x_j for max x_j - x_i."""
+    path, name = edited("fp16"), outputs(shipped["fp16"], "sub")[2]
+
+    def change(model: Any) -> None:
+        step = next(o for o in packages.operations(model) if o.outputs[0].name == name)
+        x, y = step.inputs["x"].arguments[0], step.inputs["y"].arguments[0]
+        x.name, y.name = y.name, x.name
+
+    packages.edit(path, change)
+    found = divergence(verify(path, checkpoint, PIXELS))
+    assert (found.op_type, found.name) == ("sub", name)
+    assert "inputs" in found.why
+
+
+# ---------------------------------------------------------------------------------------------------- the weights
+
+
+@pytest.mark.parametrize(
+    ("layer", "precision", "stored"),
+    [("stages.2.2.0.branch.1", "fp32", torch.float32), ("head.3.0", "fp16", torch.float16)],
+)
+def test_one_weight_of_the_file(
+    layer: str, precision: str, stored: torch.dtype, edited: Callable[[str], Path], checkpoint: Checkpoint
+) -> None:
+    path, weight = edited(precision), deploy(checkpoint.model).get_parameter(f"{layer}.weight").detach()
+    name = conv_of(path, weight)
+
+    def change(x: Tensor) -> Tensor:
+        x.view(-1)[x.abs().argmax()] *= 1.01
+        return x
+
+    packages.change_weights(path, weight.to(stored), change)
+    found = divergence(verify(path, checkpoint, PIXELS))
+    assert (found.op_type, found.name) == ("conv", name)
+    assert found.why.startswith("its weight differs")
+
+
+def test_a_weight_of_an_fp32_package_too_little_for_fp16(edited: Callable[[str], Path], checkpoint: Checkpoint) -> None:
+    path, weight = edited("fp32"), deploy(checkpoint.model).get_parameter("stages.2.2.0.branch.1.weight").detach()
+    packages.change_weights(path, weight, lambda x: x * (1 + 1e-5))
+    assert divergence(verify(path, checkpoint, PIXELS)).name == conv_of(path, weight)
+
+
+def test_one_weight_of_an_int8_file(edited: Callable[[str], Path], checkpoint: Checkpoint) -> None:
+    path, weight = edited("int8"), deploy(checkpoint.model).get_parameter("stages.2.2.0.branch.1.weight").detach()
+    name = conv_of(path, weight)
+    scale = weight.abs().flatten(1).amax(1)[:, None, None, None] / 127
+    held = next(s.constants["weight"] for s in Program.load(path).steps if s.outputs[0].name == name)
+    integers = (held / scale).round().to(torch.int8)
+
+    def change(x: Tensor) -> Tensor:
+        x.view(-1)[5] += 3 if x.view(-1)[5] < 100 else -3
+        return x
+
+    packages.change_weights(path, integers, change)
+    found = divergence(verify(path, checkpoint, PIXELS))
+    assert (found.op_type, found.name) == ("conv", name)
+
+
+# ---------------------------------------------------------------------------------------------------- values
+
+
+def test_too_much_noise_is_found_where_it_begins(
+    shipped: dict[str, Path], checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MIN_SNR_DB, "fp16", 55.0)
+    report = verify(shipped["fp16"], checkpoint, PIXELS)
+    assert report.snr_db < 55
+    found = divergence(report)
+    assert "below 55 dB" in found.why
+    assert found.name in {info.name for info in Program.load(shipped["fp16"]).operations}
+
+
+def test_overflow_in_fp16_is_found_where_it_begins(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    model = copy.deepcopy(checkpoint.model)
+    for key in ("norm.weight", "norm.bias"):
+        model.get_parameter(f"stages.0.0.branch.0.{key}").detach().mul_(2e4)
+    loud = checkpoint._replace(model=model)
+    export(loud, SHA, tmp_path / "loud.mlpackage", "fp16")
+    report = verify(tmp_path / "loud.mlpackage", loud, PIXELS)
+    found = divergence(report)
+    assert (found.op_type, math.isfinite(report.snr_db)) == ("conv", True)
+    assert found.name == outputs(tmp_path / "loud.mlpackage", "conv")[2]
+
+
+def test_too_few_inputs_and_foreign_packages_are_refused(
+    shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint
+) -> None:
+    with pytest.raises(ConfigError, match="31 inputs are too few"):
+        verify(shipped["fp32"], checkpoint, PIXELS[:31])
+    path = edited("fp32")
+    packages.edit(path, lambda model: model.description.metadata.userDefined.pop("vig"))
+    with pytest.raises(ConfigError, match="is no package of vig"):
+        verify(path, checkpoint, PIXELS)
+
+
+@pytest.mark.slow
+def test_a_published_variant(tmp_path: Path) -> None:
+    config = arch_config("mobilevigv2_ti")
+    checkpoint = Checkpoint(build(config, seed=1).eval(), CheckpointMeta(arch=config))
+    export(checkpoint, SHA, tmp_path / "ti.mlpackage", "fp16")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (MIN_INPUTS, 3, 224, 224), generator=generator).float()
+    report = verify(tmp_path / "ti.mlpackage", checkpoint, pixels)
+    assert report.passed, report.divergence
+    assert report.snr_db > 45
+    assert report.op_counts["maximum"] == 4 * 6
+    assert "gather" not in report.op_counts
