@@ -62,7 +62,6 @@ def test_a_table_says_what_it_is(name: str) -> None:
     assert shipped.unit == "ms"
     assert all((shipped.device, shipped.soc, shipped.os, shipped.compute_unit, shipped.protocol, shipped.source))
     assert all(row.ms > 0 for row in shipped.rows.values())
-    assert set(shipped.held_out) == {"network", "family"}
     assert name in DEVICES
 
 
@@ -159,9 +158,9 @@ def test_fitting_again_gives_the_shipped_table(name: str) -> None:
     assert fitted.scale == pytest.approx(shipped.scale, rel=1e-3)
     for bounds, stored in zip(fitted.hull.bounds(), shipped.hull.bounds(), strict=True):
         assert bounds == pytest.approx(stored, rel=1e-3)
-    for by, errors in shipped.held_out.items():
-        assert fitted.held_out[by].mape_percent == pytest.approx(errors.mape_percent, abs=0.1)
-        assert fitted.held_out[by].kendall_tau == pytest.approx(errors.kendall_tau, abs=0.01)
+    for by, errors in shipped.held_out:
+        assert getattr(fitted.held_out, by).mape_percent == pytest.approx(errors.mape_percent, abs=0.1)
+        assert getattr(fitted.held_out, by).kendall_tau == pytest.approx(errors.kendall_tau, abs=0.01)
     same = ("format", "unit", "device", "aliases", "soc", "os", "compute_unit", "precision", "kind", "protocol")
     for key in (*same, "source", "pattern", "scope", "interval"):
         assert getattr(fitted, key) == getattr(shipped, key), key

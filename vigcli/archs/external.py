@@ -26,8 +26,9 @@ def build_timm(
     """
     import timm
 
-    if not timm.is_model(name):
-        raise ConfigError(f"timm has no network '{name}'.", did_you_mean(name, timm.list_models()))
+    if not timm.is_model(name) or "." in name:  # what follows a dot names weights
+        hint = did_you_mean(name.partition(".")[0], timm.list_models())
+        raise ConfigError(f"timm has no network '{name}'.", hint or "`timm.list_models()` names them.")
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     if resolution is not None:
         options["img_size"] = resolution

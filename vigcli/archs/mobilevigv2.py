@@ -76,7 +76,7 @@ class MobileViGv2(nn.Module):
         blocks = []
         for spec in specs:
             blocks.append(build_block(spec, rates[0]))
-            if spec.kind == "graph":
+            if spec.kind == "graph" and len(rates) > 1:
                 rates.pop(0)
         return nn.Sequential(*blocks)
 

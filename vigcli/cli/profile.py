@@ -181,7 +181,7 @@ def _latency(estimate: Any) -> dict[str, Any]:
 def _say_errors(latency_table: Any) -> None:
     held_out, interval = latency_table.held_out, latency_table.interval
     say(
-        f"ms: calibrated, not measured; mean error {held_out['network'].mape_percent} % on held-out "
-        f"networks, {held_out['family'].mape_percent} % on held-out families; x/÷ {interval.factor} covers "
+        f"ms: calibrated, not measured; mean error {held_out.network.mape_percent} % on held-out "
+        f"networks, {held_out.family.mape_percent} % on held-out families; x/÷ {interval.factor} covers "
         f"{interval.coverage_percent:g} %. Rows are calibrated, their ± is the spread of the model's members."
     )

@@ -125,8 +125,8 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
             outside = ", ".join(network.latency.outside)
             say(f"* {network.name}: OUTSIDE the fitted range ({outside}): do not trust its price.")
     say(
-        f"ms: calibrated, not measured: {held_out['network'].mape_percent} % mean error on held-out networks, "
-        f"{held_out['family'].mape_percent} % on held-out families. Measure the winner on a phone."
+        f"ms: calibrated, not measured: {held_out.network.mape_percent} % mean error on held-out networks, "
+        f"{held_out.family.mape_percent} % on held-out families. Measure the winner on a phone."
     )
     say("top-1: what the score expects of 300 epochs of ImageNet-1k with distillation, not of the data you train on.")
     if result.kept:

@@ -33,7 +33,7 @@ def show(name: str, as_json: bool) -> None:
         return
     errors = [
         f"{e.mape_percent} % mean, {e.within_10_percent} % of rows within 10 %, tau {e.kendall_tau} (held out by {by})"
-        for by, e in found.held_out.items()
+        for by, e in found.held_out
     ]
     fields([
         ("device", f"{found.device}, {found.soc}, {found.os}, {found.compute_unit}, {found.precision}, batch 1"),
@@ -75,7 +75,7 @@ def fit(name: str, output: str | None, as_json: bool) -> None:
     path = output or builtin_folder("table") / f"{name}.yaml"
     first = f"# {fitted.device}, {fitted.os}, Neural Engine: calibrated to published measurements by `vig table fit`"
     write_text(path, f"{first}\n{dump(fitted)}")
-    say(f"Wrote {path}: {len(fitted.rows)} rows, {fitted.held_out['network'].mape_percent} % on held-out networks.")
+    say(f"Wrote {path}: {len(fitted.rows)} rows, {fitted.held_out.network.mape_percent} % on held-out networks.")
     if as_json:
-        held_out = {by: error.model_dump(mode="json") for by, error in fitted.held_out.items()}
+        held_out = fitted.held_out.model_dump(mode="json")
         emit_json({"path": str(path), "num_rows": len(fitted.rows), "held_out": held_out})

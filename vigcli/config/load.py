@@ -159,7 +159,7 @@ for _tag, (_regexp, _first) in _SCALARS.items():
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """In double quotes with escapes where it is not printable: PyYAML writes U+0085 raw, and reads it as a line's end."""
+    """In double quotes with escapes where it is not printable: PyYAML would write U+0085 raw, and read a line end."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -132,7 +133,10 @@ def save_package(model: Any, meta: PackageMeta, path: Path | str) -> None:
     model.user_defined_metadata[METADATA_KEY] = meta.model_dump_json()
     model.user_defined_metadata["preprocessing"] = preprocessing_text(meta)
     with replacing(path) as temporary, quiet():
-        model.save(str(temporary))
+        try:
+            model.save(str(temporary))
+        except RuntimeError as error:  # so coremltools calls a full disk
+            raise OSError(errno.EIO, f"coremltools cannot save the package ({error})") from error
 
 
 def package_meta(path: Path | str) -> PackageMeta:

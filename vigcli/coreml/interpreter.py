@@ -268,7 +268,7 @@ class _Builder:
         # iOS 16's compressed weights keep their numbers here; everything else has inputs.
         for parameter in op.parameters.keys() & {*operation.attributes}:
             constants[parameter] = op.convert(parameter, [decode(operation.attributes[parameter], self.weights)])
-        for parameter, argument in operation.inputs.items():
+        for parameter, argument in sorted(operation.inputs.items()):  # a message keeps them in no order
             names = [self._name(binding) for binding in argument.arguments]
             constants.pop(parameter, None)
             if all(name in self.constants for name in names):

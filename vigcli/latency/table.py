@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vigcli.config.load import Strict, load
 from vigcli.errors import ConfigError, NotMeasurableError, did_you_mean
@@ -39,6 +39,13 @@ class Hull(Strict):
     num_ops: Range
     gmacs: Range
 
+    @model_validator(mode="after")
+    def _sound(self) -> Hull:
+        for name, (low, high) in zip(type(self).model_fields, self.bounds(), strict=True):
+            if low >= high:
+                raise ValueError(f"{name}: {low:g} is not below {high:g}")
+        return self
+
     def bounds(self) -> list[Range]:
         """The ranges in the order in which `LatencyTable.outside` takes its values."""
         return [self.act_mb, self.weight_mb, self.num_ops, self.gmacs]
@@ -50,6 +57,13 @@ class HeldOutError(Strict):
     mape_percent: NonNegative
     within_10_percent: Annotated[float, Field(ge=0, le=100)]
     kendall_tau: Annotated[float, Field(ge=-1, le=1)]
+
+
+class HeldOut(Strict):
+    """The errors with each network, and with each family of networks, held out of the fit."""
+
+    network: HeldOutError
+    family: HeldOutError
 
 
 class Interval(Strict):
@@ -90,9 +104,9 @@ class LatencyTable(Strict):
     pattern: str
     scope: str
     fitted_with: dict[str, str]
-    scale: Positive
+    scale: Annotated[float, Field(gt=0, le=1000)]
     interval: Interval
-    held_out: dict[Literal["network", "family"], HeldOutError]
+    held_out: HeldOut
     hull: Hull
     model: Annotated[tuple[Member, ...], Field(min_length=1)]
     rows: dict[str, Row]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vigcli import __version__
 from vigcli.config.archs import VARIANTS, ArchConfig, arch_config
 from vigcli.config.space import SearchSpace
-from vigcli.latency.calibrated import Network, core16, fit, hull, leave_one_out, load_published
-from vigcli.latency.table import HeldOutError, Hull, Interval, LatencyTable, Member, rows_for
+from vigcli.latency.calibrated import Network, Row, core16, fit, hull, leave_one_out, load_published
+from vigcli.latency.table import HeldOut, HeldOutError, Hull, Interval, LatencyTable, Member, rows_for
 from vigcli.latency.trace import OpTrace
 from vigcli.measure.count import count_block
 from vigcli.measure.profile import profile
@@ -71,7 +71,6 @@ def fit_table(name: str, published: Path, spaces: Iterable[SearchSpace]) -> Late
     all_rows, captured = load_published(published)
     rows, traces = core16(all_rows), captured | own_traces()
     model = fit(rows, traces)
-    errors = {by: leave_one_out(rows, traces, by) for by in _HELD_OUT}
     table = LatencyTable(
         format=1,
         unit="ms",
@@ -89,14 +88,7 @@ def fit_table(name: str, published: Path, spaces: Iterable[SearchSpace]) -> Late
         fitted_with={"vig": __version__, "numpy": np.__version__, "rows": str(len(rows))},
         scale=round(model.scales[device.group], 6),
         interval=INTERVAL,
-        held_out={
-            by: HeldOutError(
-                mape_percent=round(100 * error.mape, 2),
-                within_10_percent=round(100 * error.within_10_ratio, 1),
-                kendall_tau=round(error.tau, 3),
-            )
-            for by, error in errors.items()
-        },
+        held_out=HeldOut(network=_held_out(rows, traces, "network"), family=_held_out(rows, traces, "family")),
         hull=Hull(**{key: tuple(map(_four_digits, limits)) for key, limits in hull(rows, traces).items()}),  # type: ignore[arg-type]
         model=tuple(
             Member(fusion=m.fusion, combine=m.combine, **{k: _six(getattr(m, k)) for k in _COEFFICIENTS})  # type: ignore[arg-type]
@@ -108,7 +100,15 @@ def fit_table(name: str, published: Path, spaces: Iterable[SearchSpace]) -> Late
     return table.model_copy(update={"rows": rows_for(table, blocks)})
 
 
-_HELD_OUT: tuple[Literal["network", "family"], ...] = ("network", "family")
+def _held_out(rows: Sequence[Row], traces: Mapping[Network, OpTrace], by: str) -> HeldOutError:
+    errors = leave_one_out(rows, traces, by)
+    return HeldOutError(
+        mape_percent=round(100 * errors.mape, 2),
+        within_10_percent=round(100 * errors.within_10_ratio, 1),
+        kendall_tau=round(errors.tau, 3),
+    )
+
+
 _COEFFICIENTS = ("fixed_ms", "act_ms_per_mb", "spill_ms_per_mb", "weight_ms_per_mb")
 
 
