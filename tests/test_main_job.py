@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from vigcli.cli.main import main
 from vigcli.paths import embedded
 
 RECIPE = """
@@ -34,22 +33,6 @@ schedule: {warmup_epochs: 0.5}
 CLASSES = ("face", "flag", "place", "symbol")
 
 Vig = Callable[..., str]
-
-
-@pytest.fixture
-def vig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Vig:
-    """Runs a command line in an empty folder and gives what it prints on stdout."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str, code: int = 0) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main(argv)
-        captured = capsys.readouterr()
-        assert stop.value.code == code, captured.err
-        return captured.out
-
-    return run
 
 
 @pytest.fixture

@@ -28,22 +28,6 @@ from vigcli.paths import find_file
 Vig = Callable[..., str]
 
 
-@pytest.fixture
-def vig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Vig:
-    """Runs a command line in an empty folder and gives what it prints on stdout."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str, code: int = 0) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main(argv)
-        captured = capsys.readouterr()
-        assert stop.value.code == code, captured.err
-        return captured.out
-
-    return run
-
-
 def leaves() -> list[list[str]]:
     """Every command that does something, as the words that name it."""
     found = []

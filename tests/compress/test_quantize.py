@@ -14,8 +14,7 @@ from torch import Tensor
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.quantize import MIN_IMAGES, activation_ranges, quantize_int8
 from vigcli.coreml.convert import Deployable, PackageMeta, export, meta_of
-from vigcli.coreml.interpreter import Program
-from vigcli.coreml.verify import verify
+from vigcli.coreml.interpreter import OpInfo, Program
 from vigcli.errors import ConfigError, VigError
 
 pytest.importorskip("coremltools", exc_type=ImportError)
@@ -52,33 +51,32 @@ def quantized(
 
 
 def test_ranges_cover_every_picture(half: Program, calibration: Tensor) -> None:
+    """Against the same pictures one by one; the program runs them in batches, with some left over."""
     some = torch.cat([calibration[:1], calibration[-40:]])
+    seen: dict[str, list[Tensor]] = {}
+
+    def keep(info: OpInfo, value: Tensor) -> None:
+        if value.is_floating_point():
+            seen.setdefault(info.name, []).append(torch.stack(value.aminmax()))
+
+    for image in some:
+        half.run({"image": image[None].float()}, tap=keep)
     steps: list[tuple[str, int, int]] = []
     ranges = activation_ranges(half, some, lambda *step: steps.append(step))
-    least: dict[str, float] = {}
-    greatest: dict[str, float] = {}
-    for image in some:
-
-        def widen(info: object, value: Tensor) -> None:
-            name = info.name  # type: ignore[attr-defined]
-            if value.is_floating_point():
-                least[name] = min(least.get(name, float("inf")), float(value.min()))
-                greatest[name] = max(greatest.get(name, -float("inf")), float(value.max()))
-
-        half.run({"image": image[None].float()}, tap=widen)
-    assert ranges["image"] == {"rmin": 0.0, "rmax": 255.0}
-    assert set(least) | {"image"} == set(ranges)
-    for name, low in least.items():
-        rounding = 0.01 * max(-low, greatest[name])  # a batch may be added up in another order, in fp16
-        assert ranges[name]["rmin"] == pytest.approx(low, abs=rounding)
-        assert ranges[name]["rmax"] == pytest.approx(greatest[name], abs=rounding)
     assert steps[0] == ("calibrating", 0, 41)
+    assert ranges.pop("image") == {"rmin": 0.0, "rmax": 255.0}
+    assert ranges.keys() == seen.keys()
+    for name, bounds in seen.items():
+        low, high = float(torch.stack(bounds)[:, 0].min()), float(torch.stack(bounds)[:, 1].max())
+        rounding = 0.01 * max(-low, high)  # a batch may be added up in another order, in fp16
+        assert ranges[name]["rmin"] == pytest.approx(low, abs=rounding)
+        assert ranges[name]["rmax"] == pytest.approx(high, abs=rounding)
 
 
 def test_the_first_picture_counts_as_much_as_the_last(half: Program, calibration: Tensor) -> None:
     turned, without = calibration.flip(0), calibration[1:]
     first, last, none = (activation_ranges(half, pixels) for pixels in (calibration, turned, without))
-    conv = half.op_counts["cast"] and next(info.name for info in half.operations if info.op_type == "conv")
+    conv = next(info.name for info in half.operations if info.op_type == "conv")
     assert first[conv] == pytest.approx(last[conv], rel=2e-3)
     assert first[conv]["rmax"] > 1.5 * none[conv]["rmax"]
 
@@ -86,20 +84,31 @@ def test_the_first_picture_counts_as_much_as_the_last(half: Program, calibration
 def test_the_scales_of_the_package_are_the_ranges(
     half: Program, calibration: Tensor, quantized: tuple[Path, PackageMeta]
 ) -> None:
-    """Symmetric, in 127 steps; what a concat joins shares a range, and a residual sum is rescaled."""
+    """Symmetric, in 127 steps. What a concat joins has one range, and the scale of a sum is moved into its operands."""
     ranges, program = activation_ranges(half, calibration), Program.load(quantized[0])
-    apart = ("add", "concat", "slice_by_index", "maximum", "sub")
     kinds = {info.name: info.op_type for info in program.operations}
-    compared = 0
+
+    def users(name: str) -> set[str]:
+        """The kinds of operations that read a result, through its quantization."""
+        found: set[str] = set()
+        for step in program.steps:
+            if name in step.outputs[0].inputs:
+                quantization = step.op.name in ("quantize", "dequantize")
+                found |= users(step.outputs[0].name) if quantization else {step.op.name}
+        return found
+
+    exact = 0
     for step in program.steps:
-        source = step.outputs[0].inputs[0]
-        if step.op.name == "quantize" and kinds[source] not in (*apart, "mul") and source in ranges:
-            due = max(abs(bound) for bound in ranges[source].values()) / 127
-            scale = float(step.constants["scale"])
-            followed = {kinds[s.outputs[0].name] for s in program.steps if source in s.outputs[0].inputs}
-            if not followed & {"add", "concat"}:
-                compared += scale == pytest.approx(due, rel=0.01)
-    assert compared >= 20
+        if step.op.name != "quantize":
+            continue
+        source, scale = step.outputs[0].inputs[0], float(step.constants["scale"])
+        due = max(abs(bound) for bound in ranges[source].values()) / 127
+        if "concat" in users(source):
+            assert scale > 0.99 * due
+        elif kinds[source] != "add":
+            assert scale == pytest.approx(due, rel=0.01), source
+            exact += 1
+    assert exact > 50
 
 
 def test_the_package_computes_in_eight_bits(quantized: tuple[Path, PackageMeta], checkpoint: Checkpoint) -> None:
@@ -125,7 +134,6 @@ def test_the_package_stays_close_to_its_network(checkpoint: Checkpoint, tmp_path
     scores = program.predict(pixels)
     assert 20 < packages.decibels(scores, expected) < 40
     assert float((scores.argmax(1) == expected.argmax(1)).double().mean()) > 0.8
-    assert verify(tmp_path / "int8.mlpackage", checkpoint, pixels[:32]).passed
 
 
 def test_too_few_pictures_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

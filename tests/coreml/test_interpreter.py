@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.interpreter import OpInfo, Program
+from vigcli.coreml.package import PackageFiles, read_package
 from vigcli.errors import ConfigError
 
 pytest.importorskip("coremltools", exc_type=ImportError)
@@ -144,6 +146,30 @@ def test_describes_the_package(package: Path) -> None:
     assert program.op_counts["conv"] == 2
     assert program.op_counts["maximum"] == 1
     assert "const" not in program.op_counts
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_order_in_which_a_message_keeps_inputs_is_of_no_matter(
+    backwards: bool, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message's map has none: it may change from file to file and from one process to the next."""
+    before = Program.load(package)
+
+    def ordered(path: Path) -> PackageFiles:
+        files = read_package(path)
+        turned = [
+            SimpleNamespace(
+                type=operation.type,
+                attributes=operation.attributes,
+                outputs=operation.outputs,
+                inputs=dict(sorted(operation.inputs.items(), reverse=backwards)),
+            )
+            for operation in files.block.operations
+        ]
+        return files._replace(block=SimpleNamespace(operations=turned, outputs=files.block.outputs))
+
+    monkeypatch.setattr("vigcli.coreml.interpreter.read_package", ordered)
+    assert [info.inputs for info in Program.load(package).operations] == [info.inputs for info in before.operations]
 
 
 # --- batches --------------------------------------------------------------------------------------------------------

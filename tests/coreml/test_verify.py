@@ -21,9 +21,17 @@ from vigcli.compress.quantize import quantize_int8
 from vigcli.config.archs import arch_config
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Preprocessing
-from vigcli.coreml.convert import export
+from vigcli.coreml.convert import export, meta_of
 from vigcli.coreml.interpreter import Program
-from vigcli.coreml.verify import MIN_INPUTS, MIN_SNR_DB, TWIN_TOLERANCE, Divergence, VerifyReport, verify
+from vigcli.coreml.verify import (
+    MIN_INPUTS,
+    MIN_SNR_DB,
+    TWIN_TOLERANCE,
+    Divergence,
+    VerifyReport,
+    compare_graphs,
+    verify,
+)
 from vigcli.errors import ConfigError
 from vigcli.nn.deploy import deploy
 
@@ -51,6 +59,14 @@ def shipped(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def edited(shipped: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda precision: Path(shutil.copytree(shipped[precision], tmp_path / f"{precision}.mlpackage"))
+
+
+def named(package: Path, shipped: dict[str, Path]) -> Divergence:
+    """What the comparison of graphs says of an edited package; the fp32 package is what `verify` converts anew."""
+    program = Program.load(package)
+    found = compare_graphs(Program.load(shipped["fp32"]), program, meta_of(program))
+    assert found is not None
+    return found
 
 
 def divergence(report: VerifyReport) -> Divergence:
@@ -129,25 +145,21 @@ def test_a_deeper_checkpoint(shipped: dict[str, Path], checkpoint: Checkpoint) -
 # ---------------------------------------------------------------------------------------------------- the graph
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_a_minimum_for_a_maximum(
-    precision: str, shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint
-) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_minimum_for_a_maximum(precision: str, shipped: dict[str, Path], edited: Callable[[str], Path]) -> None:
     path, fourth = edited(precision), outputs(shipped[precision], "maximum")[3]
 
     def change(model: Any) -> None:
         next(o for o in packages.operations(model) if o.outputs[0].name == fourth).type = "minimum"
 
     packages.edit(path, change)
-    found = divergence(verify(path, checkpoint, PIXELS))
+    found = named(path, shipped)
     assert (found.op_type, found.name) == ("minimum", fourth)
     assert "maximum" in found.why
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_another_gelu(
-    precision: str, shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint
-) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_another_gelu(precision: str, shipped: dict[str, Path], edited: Callable[[str], Path]) -> None:
     path, fifth = edited(precision), outputs(shipped[precision], "gelu")[4]
 
     def change(model: Any) -> None:
@@ -161,7 +173,7 @@ def test_another_gelu(
         gelu.inputs["mode"].arguments[0].name = "another_mode"
 
     packages.edit(path, change)
-    found = divergence(verify(path, checkpoint, PIXELS))
+    found = named(path, shipped)
     assert (found.op_type, found.name) == ("gelu", fifth)
     assert found.why == "its mode is TANH_APPROXIMATION, not EXACT"
 
@@ -170,13 +182,8 @@ def test_another_gelu(
     ("precision", "bounds"), [("fp16", ("begin", "end")), ("int8", ("begin", "end")), ("fp16", ("end",))]
 )
 def test_a_moved_slice(
-    precision: str,
-    bounds: tuple[str, ...],
-    shipped: dict[str, Path],
-    edited: Callable[[str], Path],
-    checkpoint: Checkpoint,
+    precision: str, bounds: tuple[str, ...], shipped: dict[str, Path], edited: Callable[[str], Path]
 ) -> None:
-    """With one bound alone the package does not even run, and the operation that fails is not the one at fault."""
     path, sixth = edited(precision), outputs(shipped[precision], "slice_by_index")[1]
 
     def change(model: Any) -> None:
@@ -187,12 +194,29 @@ def test_a_moved_slice(
             values[axis] += 1
 
     packages.edit(path, change)
-    found = divergence(verify(path, checkpoint, PIXELS))
+    found = named(path, shipped)
     assert (found.op_type, found.name) == ("slice_by_index", sixth)
     assert found.why.startswith(f"its {bounds[0]} is [")
 
 
-def test_swapped_inputs(shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint) -> None:
+def test_a_package_that_does_not_even_run(
+    shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint
+) -> None:
+    """The report names what is at fault, which is not the operation that fails."""
+    path, first = edited("fp16"), outputs(shipped["fp16"], "slice_by_index")[0]
+
+    def change(model: Any) -> None:
+        step = next(o for o in packages.operations(model) if o.outputs[0].name == first)
+        packages.constant(model, step, "begin").ints.values[2] -= 1
+
+    packages.edit(path, change)
+    with pytest.raises(ConfigError, match="does not run"):
+        Program.load(path).predict(PIXELS[:1])
+    found = divergence(verify(path, checkpoint, PIXELS))
+    assert (found.op_type, found.name) == ("slice_by_index", first)
+
+
+def test_swapped_inputs(shipped: dict[str, Path], edited: Callable[[str], Path]) -> None:
     """x_i - max x_j for max x_j - x_i."""
     path, name = edited("fp16"), outputs(shipped["fp16"], "sub")[2]
 
@@ -202,7 +226,7 @@ def test_swapped_inputs(shipped: dict[str, Path], edited: Callable[[str], Path],
         x.name, y.name = y.name, x.name
 
     packages.edit(path, change)
-    found = divergence(verify(path, checkpoint, PIXELS))
+    found = named(path, shipped)
     assert (found.op_type, found.name) == ("sub", name)
     assert "inputs" in found.why
 
@@ -215,7 +239,12 @@ def test_swapped_inputs(shipped: dict[str, Path], edited: Callable[[str], Path],
     [("stages.2.2.0.branch.1", "fp32", torch.float32), ("head.3.0", "fp16", torch.float16)],
 )
 def test_one_weight_of_the_file(
-    layer: str, precision: str, stored: torch.dtype, edited: Callable[[str], Path], checkpoint: Checkpoint
+    layer: str,
+    precision: str,
+    stored: torch.dtype,
+    shipped: dict[str, Path],
+    edited: Callable[[str], Path],
+    checkpoint: Checkpoint,
 ) -> None:
     path, weight = edited(precision), deploy(checkpoint.model).get_parameter(f"{layer}.weight").detach()
     name = conv_of(path, weight)
@@ -225,18 +254,22 @@ def test_one_weight_of_the_file(
         return x
 
     packages.change_weights(path, weight.to(stored), change)
-    found = divergence(verify(path, checkpoint, PIXELS))
+    assert named(path, shipped) == (found := divergence(verify(path, checkpoint, PIXELS)))
     assert (found.op_type, found.name) == ("conv", name)
     assert found.why.startswith("its weight differs")
 
 
-def test_a_weight_of_an_fp32_package_too_little_for_fp16(edited: Callable[[str], Path], checkpoint: Checkpoint) -> None:
+def test_a_weight_of_an_fp32_package_too_little_for_fp16(
+    shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint
+) -> None:
     path, weight = edited("fp32"), deploy(checkpoint.model).get_parameter("stages.2.2.0.branch.1.weight").detach()
     packages.change_weights(path, weight, lambda x: x * (1 + 1e-5))
-    assert divergence(verify(path, checkpoint, PIXELS)).name == conv_of(path, weight)
+    assert named(path, shipped).name == conv_of(path, weight)
 
 
-def test_one_weight_of_an_int8_file(edited: Callable[[str], Path], checkpoint: Checkpoint) -> None:
+def test_one_weight_of_an_int8_file(
+    shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint
+) -> None:
     path, weight = edited("int8"), deploy(checkpoint.model).get_parameter("stages.2.2.0.branch.1.weight").detach()
     name = conv_of(path, weight)
     scale = weight.abs().flatten(1).amax(1)[:, None, None, None] / 127
@@ -248,7 +281,7 @@ def test_one_weight_of_an_int8_file(edited: Callable[[str], Path], checkpoint: C
         return x
 
     packages.change_weights(path, integers, change)
-    found = divergence(verify(path, checkpoint, PIXELS))
+    found = named(path, shipped)
     assert (found.op_type, found.name) == ("conv", name)
 
 

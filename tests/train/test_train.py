@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,6 @@ from torch import nn
 
 from vigcli.archs import build
 from vigcli.archs.checkpoint import load_checkpoint
-from vigcli.config.archs import arch_config
 from vigcli.config.recipe import Preprocessing, Recipe, load_recipe
 from vigcli.errors import ConfigError, UnavailableError, VigError
 from vigcli.paths import builtin_folder
@@ -27,12 +27,7 @@ from vigcli.train.loop import TrainEvent, TrainResult, train
 from vigcli.train.objective import Objective
 from vigcli.train.schedule import plan
 
-TINY = arch_config("mobilevigv2_ti").changed(
-    {"resolution": 96, "num_classes": 10, "head_width": 16, "drop_path_rate": 0.3}
-    | {f"stages[{i}].width": width for i, width in enumerate((8, 16, 16, 16))}
-    | {f"stages[{i}].local_depth": 1 for i in range(4)}
-    | {f"stages[{i}].graph_depth": 1 for i in range(1, 4)}
-)
+TINY = tiny.CONFIG.changed({"drop_path_rate": 0.3})
 PLAIN: dict[str, Any] = {
     "arch": TINY.model_dump(mode="json"),
     "resolution": 96,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ class MeanOfHeads(Foldable):
         return (logits, distilled) if self.training else (logits + distilled) / 2
 
     def fold(self, keep_norm: bool) -> nn.Module:
-        merged = nn.Conv2d(self.fc.in_channels, self.fc.out_channels, 1).to(self.fc.weight)
+        merged = copy.deepcopy(self.fc)  # a new one would draw weights, on another device and from the caller's state
         for name, mean in merged.named_parameters():
             mean.copy_((self.fc.get_parameter(name).double() + self.fc_dist.get_parameter(name).double()) / 2)
         return nn.Sequential(merged, nn.Flatten())
