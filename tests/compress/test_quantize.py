@@ -142,7 +142,7 @@ def test_too_few_pictures_are_refused(checkpoint: Checkpoint, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("factor", [2e4, 3e5], ids=["activations", "weights too"])
+@pytest.mark.parametrize("factor", [2e4, pytest.param(3e5, marks=pytest.mark.slow)], ids=["activations", "weights too"])
 def test_what_fp16_cannot_hold_is_refused(
     factor: float, checkpoint: Checkpoint, calibration: Tensor, tmp_path: Path
 ) -> None:

@@ -84,7 +84,7 @@ def test_prices_of_the_published_variants(table: LatencyTable, name: str, ms: fl
 
 def test_a_block_without_a_row_is_priced_by_the_model_and_not_counted_as_exact(table: LatencyTable) -> None:
     signature, row = next(iter(table.rows.items()))
-    estimate = table.estimate([(signature, TRACE), ("made[up=1] 3x3x3", TRACE)])
+    estimate = table.estimate("mobilevigv2", [(signature, TRACE), ("made[up=1] 3x3x3", TRACE)])
     members = [table.scale * member.op_ms(TRACE) for member in table.calibrated.members]
     assert (estimate.num_rows, estimate.num_blocks) == (1, 2)
     assert estimate.ms == pytest.approx(table.fixed_ms + row.ms + np.mean(members))
@@ -101,24 +101,24 @@ def test_a_price_follows_the_formula(table: LatencyTable) -> None:
         move = m.act_ms_per_mb * act + m.spill_ms_per_mb * np.mean([max(0, act - k) for k in (1, 2, 3)])
         weights = m.weight_ms_per_mb * 0.4
         expected.append(m.fixed_ms + (move + weights if m.combine == "sum" else max(move, weights)))
-    assert table.estimate([("x", TRACE)]).ms == pytest.approx(np.mean(expected))
+    assert table.estimate("mobilevigv2", [("x", TRACE)]).ms == pytest.approx(np.mean(expected))
     slower = table.model_copy(update={"scale": 2.0})
-    assert slower.estimate([("x", TRACE)]).ms == pytest.approx(2 * np.mean(expected))
+    assert slower.estimate("mobilevigv2", [("x", TRACE)]).ms == pytest.approx(2 * np.mean(expected))
 
 
 def test_measured_rows_replace_calibrated_ones(table: LatencyTable) -> None:
     blocks = [(block.signature, block.trace) for block in profile(VARIANTS["mobilevigv2_ti"]).blocks]
-    before = table.estimate(blocks)
+    before = table.estimate("mobilevigv2", blocks)
     slow = next(signature for signature, _ in blocks if signature.startswith("head"))
     rows = table.rows | {slow: Row(ms=1.0, plus_minus_ms=0.01, kind="measured")}
-    after = table.model_copy(update={"rows": rows}).estimate(blocks)
+    after = table.model_copy(update={"rows": rows}).estimate("mobilevigv2", blocks)
     assert after.ms == pytest.approx(before.ms - table.block_ms(slow, dict(blocks)[slow]).ms + 1.0)
     assert after.measured_percent == pytest.approx(100 / after.ms)
 
 
 def test_an_unknown_precision_is_refused(table: LatencyTable) -> None:
     with pytest.raises(NotMeasurableError, match="knows fp16, not int8"):
-        table.estimate([("x", TRACE)], precision="int8")
+        table.estimate("mobilevigv2", [("x", TRACE)], precision="int8")
 
 
 # ---------------------------------------------------------------------------------------------------- the fitted range

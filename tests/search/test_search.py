@@ -119,7 +119,7 @@ def test_a_shipped_space_is_priced_as_its_networks(name: str, changes: dict[str,
     trained = {v: VARIANTS[v].changed(changes) for v in space.trained_shapes.variants} if space.trained_shapes else {}
     encoding = encode_space(space.sound_at(base), base, trained, TABLE)
     generator = np.random.default_rng(1)
-    population = generator.integers(0, encoding.num_choices, (50_000, len(encoding.num_choices)))
+    population = generator.integers(0, encoding.num_choices, (20_000, len(encoding.num_choices)))
     values = encoding.evaluate(population)
     fair = np.flatnonzero(values.violation == 0)[:15]
     assert len(fair) >= 5
@@ -225,7 +225,7 @@ def test_evolution_finds_the_true_front(small: tuple[Encoding, Population, Any],
     assert sorted(set(front)) == list(zip(found.latency_ms, found.score, strict=True))
 
 
-@pytest.mark.parametrize("budget_ms", [0.8, 1.0, 1.6])
+@pytest.mark.parametrize("budget_ms", [0.8, 1.6])
 def test_a_front_of_the_shipped_space_keeps_budget_and_rules(budget_ms: float) -> None:
     space = load_space(find_file("space", SHIPPED[0]))
     assert space.trained_shapes is not None

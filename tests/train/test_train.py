@@ -112,10 +112,12 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert all(torch.equal(weights_a[name], weights_b[name]) for name in weights_a)
 
 
-OPTIONS = [
+OPTIONS: list[Any] = [
     {},
     {"precision": "bf16", "ema_decay": None, "clip_grad_norm": 1.0},
-    {"optimizer": {"name": "sgd", "lr": 1e-2}, "augment": {}, "data": {"workers": 2}},
+    pytest.param(
+        {"optimizer": {"name": "sgd", "lr": 1e-2}, "augment": {}, "data": {"workers": 2}}, marks=pytest.mark.slow
+    ),
 ]
 
 

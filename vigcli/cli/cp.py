@@ -8,6 +8,7 @@ import click
 
 from vigcli.cli.options import json_option
 from vigcli.cli.output import emit_json, say
+from vigcli.config.archs import VARIANTS
 from vigcli.errors import ConfigError, UsageError, did_you_mean
 from vigcli.files import write_text
 from vigcli.paths import KINDS, builtin_names, find_builtin
@@ -25,6 +26,8 @@ def command(name: str, target: str | None, force: bool, as_json: bool) -> None:
     """
     source = next((path for kind in KINDS if (path := find_builtin(kind, name)) is not None), None)
     if source is None:
+        if name in VARIANTS:
+            raise ConfigError(f"'{name}' is a network, not a file.", f"Write it with: vig build {name} -o FILE")
         known = [known for kind in KINDS for known in builtin_names(kind)]
         raise ConfigError(f"'{name}' is no built-in file.", did_you_mean(Path(name).stem, known))
     path = Path(target or source.name)

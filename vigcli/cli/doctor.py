@@ -20,10 +20,10 @@ _EXTRAS = {
     "coremltools": "export, verify, quantize",
     "matplotlib": "pictures",
     "scipy": "vig table fit",
-    "torch-pruning": "prune",
-    "onnxruntime": "CPU tables",
-    "pymoo": "search engine",
-    "nni": "search engine",
+    "torch-pruning": "not used yet",
+    "onnxruntime": "not used yet",
+    "pymoo": "benchmarks/search.py",
+    "nni": "not used yet",
 }
 
 

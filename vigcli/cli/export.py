@@ -24,7 +24,7 @@ def command(checkpoint_name: str | None, precision: str, output: str | None, dry
     Example:  vig export
     """
     from vigcli.archs.checkpoint import load_checkpoint
-    from vigcli.cli.load import picked_checkpoint
+    from vigcli.cli.load import named, picked_checkpoint, run_folder
     from vigcli.coreml.convert import export, preprocessing_text
     from vigcli.coreml.interpreter import Program
     from vigcli.runs.provenance import provenance, sha256
@@ -32,14 +32,14 @@ def command(checkpoint_name: str | None, precision: str, output: str | None, dry
 
     path = picked_checkpoint(checkpoint_name)
     checkpoint = load_checkpoint(path)
-    say(f"Taking {path}.")
+    say(f"Taking {named(path, checkpoint.meta)}.")
     if dry_run:
         say(f"Would write {output or 'a new run in runs/'}/{precision}.mlpackage.")
         if as_json:
             emit_json({"checkpoint": str(path), "precision": precision, "output": output})
         return
     digest = sha256(path)
-    with new_run("export", output) as run, progress() as advance:
+    with new_run("export", run_folder(output)) as run, progress() as advance:
         package = run / f"{precision}.mlpackage"
         advance("converting", 0, 1)
         meta = export(checkpoint, digest, package, cast(Literal["fp16", "fp32"], precision))

@@ -9,7 +9,7 @@ from typing import Any
 
 from vigcli.config.archs import AnyArch, arch_config
 from vigcli.config.load import apply_settings, parse_as
-from vigcli.errors import ConfigError, UnavailableError
+from vigcli.errors import ConfigError, UnavailableError, UsageError
 from vigcli.runs.provenance import sha256
 from vigcli.runs.rundir import newest
 from vigcli.units import format_bytes
@@ -34,6 +34,19 @@ def picked_checkpoint(path: str | None) -> Path:
     if path is None:
         return newest([f"*/{CHECKPOINT_FILE}"], "checkpoint", "Train one first: vig train RECIPE.")
     return Path(path) / CHECKPOINT_FILE if Path(path).is_dir() else Path(path)
+
+
+def named(path: Path, meta: Any) -> str:
+    """A checkpoint as the talk names it: with its epoch where its training has not ended."""
+    epoch, epochs = meta.metrics.get("epoch", 0), meta.metrics.get("epochs", 0)
+    return f"{path} (UNFINISHED: epoch {epoch:.0f} of {epochs:.0f})" if epoch < epochs else str(path)
+
+
+def run_folder(output: str | None) -> str | None:
+    """What -o of a job names that writes a package: a run directory, which may not look like the package itself."""
+    if output is not None and output.rstrip("/").endswith(".mlpackage"):
+        raise UsageError(f"-o {output}: names a run directory, in which the package is put.", "Leave .mlpackage out.")
+    return output
 
 
 def picked_package(path: str | None) -> Path:

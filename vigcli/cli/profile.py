@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Count parameters and MACs and price the latency: of every registered network, or of SUBJECT block by block.
 
-    SUBJECT is a network's name, timm:NAME, a checkpoint, or a CoreML package.
+    SUBJECT is a network's name, timm:NAME, a recipe, a checkpoint, or a CoreML package.
 
     Example:  vig profile timm:mobilenetv2_100 --budget 1.0ms
     """
@@ -52,14 +52,18 @@ def command(
 def _config(
     subject: str, settings: tuple[str, ...], resolution: int | None, num_classes: int | None
 ) -> tuple[Any, str]:
-    """The architecture that a name, checkpoint or package has, and the precision that it would run in."""
+    """The architecture that a name, recipe, checkpoint or package has, and the precision that it would run in."""
     from vigcli.cli.load import arch_with
 
     path = Path(subject)
-    if not path.exists() and path.suffix not in (".safetensors", ".mlpackage"):
+    if not path.exists() and path.suffix not in (".safetensors", ".mlpackage", ".yaml"):
         return arch_with(subject, settings, resolution, num_classes), "fp16"
     if settings or resolution or num_classes:
         raise UsageError(f"{subject}: its architecture is fixed.", "--set and --resolution go with a network's name.")
+    if path.suffix == ".yaml":
+        from vigcli.config.recipe import load_recipe
+
+        return load_recipe(path).arch_config(), "fp16"
     if path.suffix == ".mlpackage":
         from vigcli.coreml.convert import package_meta
 
@@ -142,7 +146,11 @@ def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_m
         ]  # fmt: skip
         if estimate is not None:
             rows.append(("(each inference)", "", "", "", "", "", f"{latency_table.fixed_ms:.4f}", ""))
-        table(("block", "what", "params", "MACs", "act MB", "weight MB", "ms", "±"), rows, title=f"{subject}, deployed")
+        table(
+            ("block", "what", "params", "MACs", "act MB", "weight MB", "ms", "±"),
+            rows,
+            title=f"{subject}, deployed, {config.resolution} px",
+        )
         click.echo()
         counts = _counts(counted)
         fields([

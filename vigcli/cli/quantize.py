@@ -38,7 +38,7 @@ def command(
     if not int8:
         raise UsageError("what to quantize to is not said.", "Write vig quantize --int8.")
     from vigcli.archs.checkpoint import load_checkpoint
-    from vigcli.cli.load import data_of, picked_checkpoint
+    from vigcli.cli.load import data_of, named, picked_checkpoint, run_folder
     from vigcli.train.data import check_classes, load_split, open_data
 
     path = picked_checkpoint(checkpoint_name)
@@ -50,7 +50,8 @@ def command(
     check_classes(val, meta.arch.num_classes, meta.labels)
     if len(train) < 128:
         raise ConfigError(f"{train.name}: {len(train)} pictures are too few to calibrate on.", "Give at least 128.")
-    say(f"Taking {path}: calibrating on {min(images, len(train))} training pictures, measuring on {len(val)} others.")
+    say(f"Taking {named(path, meta)}.")
+    say(f"Calibrating on {min(images, len(train))} training pictures, measuring on {len(val)} others.")
     if dry_run:
         if as_json:
             emit_json(
@@ -69,7 +70,7 @@ def command(
     size = meta.arch.resolution
     digest = sha256(path)
     calibration, _ = load_split(data, "train", meta.preprocessing, size, limit=images)
-    with new_run("quantize", output) as run:
+    with new_run("quantize", run_folder(output)) as run:
         package = run / "int8.mlpackage"
         with progress() as advance:
             written = quantize_int8(checkpoint, digest, calibration, package, advance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -89,7 +90,8 @@ def command(
                 space, latency_table, budget_ms,
                 resolution=resolution, num_classes=num_classes, seed=seed, on_progress=advance,
             )  # fmt: skip
-        answer = save(result, recipe, f"Found by `vig search --budget {budget}`; the rest is {recipe_file.stem}.", run)
+        comment = f"Found by `vig {shlex.join(sys.argv[1:])}`; what is not arch is {recipe_file.stem}'s."
+        answer = save(result, recipe, comment, run)
         parents = [sha256(space_file), sha256(recipe_file)]
         write_run_file(run, provenance(sys.argv, seed, space.model_dump_json(), parents))
     if as_json:
@@ -97,7 +99,8 @@ def command(
         return
     _print(result, latency_table)
     say(f"Searched in {format_duration(time.monotonic() - start)}; wrote {run}/{RECIPE_FILE}, front.json, front.png.")
-    click.echo(f"Next:  vig train {run}/{RECIPE_FILE}")
+    data = " --data PATH" if recipe.data.source == "folder" else ""
+    click.echo(f"Next:  vig train {run}/{RECIPE_FILE}{data}")
 
 
 def _print(result: SearchResult, latency_table: LatencyTable) -> None:
@@ -116,7 +119,14 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
     interval, held_out = latency_table.interval, latency_table.held_out
     coverage = f"{interval.coverage_percent:g} %"
     table(
-        ("", "network", "params", "MACs", f"ms calibrated ({coverage})", "top-1 % predicted (90 %)"),
+        (
+            "",
+            "network: N+M of each stage x widths",
+            "params",
+            "MACs",
+            f"ms calibrated ({coverage})",
+            "top-1 % predicted (90 %)",
+        ),
         rows,
         title=f"{latency_table.device}, {latency_table.os}, fp16, {config.resolution} px, {config.num_classes} classes",
     )
@@ -133,8 +143,8 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
         say(f"Neither sees {', '.join(result.kept)}: kept as published.")
     gap = result.best.top1_percent - result.nearest.top1_percent
     ratio = result.best.latency.ms / result.nearest.latency.ms
-    if abs(gap) < TIE_POINTS and abs(ratio - 1) < 0.1:
-        say("The two are within the errors of latency and score: a tie.")
+    if abs(gap) < TIE_POINTS and abs(ratio - 1) < 0.1 and result.nearest.latency.ms <= result.budget_ms:
+        say(f"A tie: less than {TIE_POINTS} points and 10 % of latency apart, which neither can tell.")
     chance = max((score for _, score in result.random_front), default=None)
     versus = f"the best of as many random ones scores {chance:.1f} %" if chance else "as many random ones found none"
     say(f"{result.num_evaluated:,} of {result.space_size:.1e} networks evaluated; {versus}.")

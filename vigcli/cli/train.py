@@ -149,7 +149,12 @@ def _plan(recipe: Any, as_json: bool) -> None:
         emit_json({"recipe": recipe.model_dump(mode="json"), "plan": job})
         return
     click.echo(dump(recipe))
-    fields([(key, f"{value:,}" if isinstance(value, int) else str(value)) for key, value in job.items()])
+    fields(
+        [
+            (key, f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else value)
+            for key, value in job.items()
+        ]
+    )
 
 
 def _report(result: Any, run: Path, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from vigcli.config.load import Strict, load
 from vigcli.errors import ConfigError, NotMeasurableError, did_you_mean
-from vigcli.latency.calibrated import CalibratedModel, Coefficients
+from vigcli.latency.calibrated import CalibratedModel, Coefficients, family
 from vigcli.latency.trace import OpTrace
 from vigcli.paths import builtin_names, find_file
 
@@ -87,6 +87,8 @@ class LatencyTable(Strict):
     Attributes:
         device: as people call it; `aliases` are other names that find it.
         scale: the device's factor on the members' milliseconds.
+        families: of the networks that the model was fitted to; the interval of another family is wider.
+        out_of_scope: beginnings of names of networks that the model does not price, and why.
         rows: block signature -> milliseconds on this device. A block without a row is priced by the members.
     """
 
@@ -106,6 +108,9 @@ class LatencyTable(Strict):
     fitted_with: dict[str, str]
     scale: Annotated[float, Field(gt=0, le=1000)]
     interval: Interval
+    new_family_interval: Interval
+    families: tuple[str, ...]
+    out_of_scope: dict[str, str]
     held_out: HeldOut
     hull: Hull
     model: Annotated[tuple[Member, ...], Field(min_length=1)]
@@ -138,8 +143,8 @@ class LatencyTable(Strict):
         values = zip(names, (act_mb, weight_mb, num_ops, gmacs), self.hull.bounds(), strict=True)
         return tuple(name for name, value, (low, high) in values if not low <= value <= high)
 
-    def estimate(self, blocks: Sequence[tuple[str, OpTrace]], precision: str = "fp16") -> LatencyEstimate:
-        """The latency of a network given as (signature, trace) of its blocks.
+    def estimate(self, name: str, blocks: Sequence[tuple[str, OpTrace]], precision: str = "fp16") -> LatencyEstimate:
+        """The latency of a network given as (signature, trace) of its blocks; `name` tells its family.
 
         Raises NotMeasurableError for a precision that the table does not know.
         """
@@ -155,15 +160,20 @@ class LatencyTable(Strict):
             sum(t.macs for t in ops) / 1e9,
         )  # fmt: skip
         measured = sum(price.ms for price in prices if price.kind == "measured") / ms
+        known = family(name) in self.families
+        interval = self.interval if known else self.new_family_interval
+        reasons = [why for start, why in self.out_of_scope.items() if name.startswith(start)]
+        if not known and not reasons:
+            reasons = ["a family that was not fitted"]
         return LatencyEstimate(
             ms,
-            ms / self.interval.factor,
-            ms * self.interval.factor,
+            ms / interval.factor,
+            ms * interval.factor,
             self.device,
             sum(price.exact for price in prices),
             len(prices),
             100 * measured,
-            self.outside(*features),
+            (*self.outside(*features), *reasons),
         )
 
 
@@ -189,7 +199,7 @@ class LatencyEstimate(NamedTuple):
     outside: tuple[str, ...]
 
     def __str__(self) -> str:
-        mark = f"  OUTSIDE the fitted range ({', '.join(self.outside)})" if self.outside else ""
+        mark = f"  OUTSIDE what was fitted: {', '.join(self.outside)}" if self.outside else ""
         return f"{self.ms:.2f} ms ({self.low_ms:.2f} to {self.high_ms:.2f}), {self.device}, calibrated{mark}"
 
 

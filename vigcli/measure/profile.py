@@ -26,6 +26,7 @@ class BlockProfile:
 class Profile:
     """A network in numbers: the blocks add up to it."""
 
+    name: str  # by which a latency table tells the family
     params: ParamCounts
     blocks: tuple[BlockProfile, ...]
 
@@ -36,12 +37,14 @@ class Profile:
 
     def latency(self, table: LatencyTable, precision: str = "fp16") -> LatencyEstimate:
         """The price of the network. Raises NotMeasurableError for a precision that the table does not know."""
-        return table.estimate([(block.signature, block.trace) for block in self.blocks], precision)
+        return table.estimate(self.name, [(block.signature, block.trace) for block in self.blocks], precision)
 
 
 def profile(config: ArchConfig) -> Profile:
     """Count every block of a network. Raises ConfigError for a network that cannot be built."""
-    return Profile(count_params(config), _timm_blocks(config) if isinstance(config, TimmConfig) else _blocks(config))
+    if isinstance(config, TimmConfig):
+        return Profile(config.name, count_params(config), _timm_blocks(config))
+    return Profile(config.family, count_params(config), _blocks(config))  # type: ignore[attr-defined]
 
 
 def _blocks(config: ArchConfig) -> tuple[BlockProfile, ...]:

@@ -263,7 +263,8 @@ class _Run:
             metrics={
                 "top1_percent": evaluation.top1_percent,
                 "num_images": float(evaluation.num_images),
-                "epoch": float(self.epoch),
+                "epoch": float(self.epoch + 1),
+                "epochs": float(self.recipe.epochs),
             },
             provenance=self.provenance,
         )
