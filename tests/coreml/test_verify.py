@@ -29,6 +29,7 @@ from vigcli.coreml.verify import (
     TWIN_TOLERANCE,
     Divergence,
     VerifyReport,
+    _same_half,
     compare_graphs,
     verify,
 )
@@ -334,3 +335,11 @@ def test_a_published_variant(tmp_path: Path) -> None:
     assert report.snr_db > 45
     assert report.op_counts["maximum"] == 4 * 6
     assert "gather" not in report.op_counts
+
+
+def test_weights_below_fp16_may_be_kept_away_from_zero() -> None:
+    """coremltools writes fp16's least number where rounding would give zero; an edit is still seen."""
+    ours = torch.tensor([0.5, -9.08e-9, 3e-8])
+    assert _same_half(ours, torch.tensor([0.5, -(2.0**-24), 2.0**-24]))
+    assert not _same_half(ours, torch.tensor([0.5, -9.08e-9, 2.0**-22]))
+    assert not _same_half(ours, torch.tensor([0.505, -9.08e-9, 3e-8]))

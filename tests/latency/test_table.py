@@ -139,7 +139,7 @@ def test_what_lies_outside_the_fitted_range_is_named(table: LatencyTable, featur
 def test_extrapolation_is_marked(table: LatencyTable) -> None:
     tiny = profile(VARIANTS["mobilevigv2_ti"].changed({"resolution": 96})).latency(table)
     assert "GMACs" in tiny.outside
-    assert "OUTSIDE the fitted range" in str(tiny)
+    assert "OUTSIDE" in str(tiny)
     assert "GMACs" in str(tiny)
 
 

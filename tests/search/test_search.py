@@ -119,7 +119,7 @@ def test_a_shipped_space_is_priced_as_its_networks(name: str, changes: dict[str,
     trained = {v: VARIANTS[v].changed(changes) for v in space.trained_shapes.variants} if space.trained_shapes else {}
     encoding = encode_space(space.sound_at(base), base, trained, TABLE)
     generator = np.random.default_rng(1)
-    population = generator.integers(0, encoding.num_choices, (20_000, len(encoding.num_choices)))
+    population = generator.integers(0, encoding.num_choices, (40_000, len(encoding.num_choices)))
     values = encoding.evaluate(population)
     fair = np.flatnonzero(values.violation == 0)[:15]
     assert len(fair) >= 5
