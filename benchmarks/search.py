@@ -69,7 +69,7 @@ def main() -> None:
         return float(found.score[-1]) if len(found.score) else float("-inf")
 
     engines: dict[str, Callable[[int], float]] = {
-        "vig evolution": lambda s: best(evolve(encoding, options.budget, published, np.random.default_rng(s))),
+        "vig search": lambda s: best(evolve(encoding, options.budget, published, np.random.default_rng(s))),
         "pymoo NSGA-II": lambda s: nsga2(encoding, options.budget, published, candidates, s),
         "random": lambda s: best(random_search(encoding, options.budget, candidates, np.random.default_rng(s))),
     }
@@ -83,7 +83,7 @@ def main() -> None:
         name: {"cpu_s": statistics.median(t for t, _ in runs), "top1": statistics.median(s for _, s in runs)}
         for name, runs in figures.items()
     }
-    ours = summary["vig evolution"]
+    ours = summary["vig search"]
     print(f"{candidates:,} candidates, {options.budget:g} ms, medians of {options.seeds} seeds")
     print(f"{'engine':<15}{'CPU s':>8}{'x vig':>8}{'candidates/s':>15}{'predicted top-1 %':>20}")
     for name, row in summary.items():
