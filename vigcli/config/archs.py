@@ -6,7 +6,7 @@ block computes is the matter of `vigcli.archs` and `vigcli.nn`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -50,6 +50,8 @@ class ArchConfig(Strict):
     resolution: Annotated[int, Field(ge=32, le=1024)] = 224
     in_chans: Size = 3
     num_classes: Size = 1000
+    if TYPE_CHECKING:
+        family: str  # each family's own field, of one literal value: the key of its line in the registry
 
     def segments(self) -> tuple[tuple[BlockSpec, ...], ...]:
         """The blocks in the order in which they run: stem, stages, head."""

@@ -36,7 +36,7 @@ def count_params(config: ArchConfig) -> ParamCounts:
         model = build(config, device="meta")
         deployed = num_params(inference_form(config, model))
         return ParamCounts(num_params(model), deployed, deployed)
-    blocks = [count_block(config.family, spec).params for spec in config.blocks()]  # type: ignore[attr-defined]
+    blocks = [count_block(config.family, spec).params for spec in config.blocks()]
     return ParamCounts(*map(sum, zip(*blocks, strict=True)))
 
 

@@ -44,7 +44,7 @@ def profile(config: ArchConfig) -> Profile:
     """Count every block of a network. Raises ConfigError for a network that cannot be built."""
     if isinstance(config, TimmConfig):
         return Profile(config.name, count_params(config), _timm_blocks(config))
-    return Profile(config.family, count_params(config), _blocks(config))  # type: ignore[attr-defined]
+    return Profile(config.family, count_params(config), _blocks(config))
 
 
 def _blocks(config: ArchConfig) -> tuple[BlockProfile, ...]:
@@ -54,7 +54,7 @@ def _blocks(config: ArchConfig) -> tuple[BlockProfile, ...]:
     named += [("head", head[0])]
     blocks = []
     for name, spec in named:
-        count = count_block(config.family, spec)  # type: ignore[attr-defined]
+        count = count_block(config.family, spec)
         blocks.append(BlockProfile(name, spec.signature, count.params.deployed, count.deployed))
     return tuple(blocks)
 

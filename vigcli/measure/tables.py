@@ -135,7 +135,7 @@ def space_blocks(space: SearchSpace) -> dict[str, OpTrace]:
     for config in _covering(space, base):
         for spec in config.blocks():
             if spec.signature not in found:
-                found[spec.signature] = count_block(config.family, spec).deployed  # type: ignore[attr-defined]
+                found[spec.signature] = count_block(config.family, spec).deployed
     return dict(sorted(found.items()))
 
 

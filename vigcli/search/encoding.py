@@ -152,7 +152,7 @@ def score_of(total: Array, base: ArchConfig) -> Array:
         total[:, SCORE_MACS],
         total[:, SCORE_LAYERS],
         total[:, SCORE_DEPTHWISE] / total[:, SCORE_MACS],
-        offset=FAMILY_OFFSETS.get(_family(base), 0.0),
+        offset=FAMILY_OFFSETS.get(base.family, 0.0),
     )
 
 
@@ -196,7 +196,7 @@ class BlockColumns:
 
     def total(self, config: ArchConfig, blocks: Iterable[BlockSpec]) -> Array:
         """What blocks of a network sum up to: (columns,)."""
-        return sum((self._block(_family(config), spec) for spec in blocks), np.zeros(len(COLUMNS)))
+        return sum((self._block(config.family, spec) for spec in blocks), np.zeros(len(COLUMNS)))
 
     def _block(self, family: str, spec: BlockSpec) -> Array:
         if (family, spec) not in self._known:
@@ -210,10 +210,6 @@ class BlockColumns:
                 deployed.num_ops, scored.params.total, runs.macs, runs.depthwise_macs, runs.path_layers,
             ])  # fmt: skip
         return self._known[family, spec]
-
-
-def _family(config: ArchConfig) -> str:
-    return config.family  # type: ignore[attr-defined]
 
 
 def _hull_features(columns: Array) -> tuple[float, float, float, float]:
