@@ -11,7 +11,7 @@ import numpy as np
 from vigcli.config.archs import VARIANTS, ArchConfig, arch_config, variant_name
 from vigcli.config.space import SearchSpace, encode
 from vigcli.errors import InfeasibleError
-from vigcli.latency.table import LatencyEstimate, LatencyTable
+from vigcli.latency.table import Interval, LatencyEstimate, LatencyTable
 from vigcli.measure.count import ParamCounts
 from vigcli.measure.profile import profile
 from vigcli.search.encoding import BlockColumns, Encoding, encode_space, score_of
@@ -65,6 +65,7 @@ class SearchResult:
     random_front: tuple[tuple[float, float], ...]
     num_evaluated: int
     space_size: int
+    interval: Interval
     kept: tuple[str, ...]
 
     @property
@@ -119,6 +120,7 @@ def search(
         tuple(zip(chance.latency_ms.tolist(), chance.score.tolist(), strict=True)),
         found.num_evaluated,
         space.size,
+        table.interval,
         tuple(
             p for (p, choices), seen in zip(space.genes.items(), full.seen(), strict=True) if not seen and choices[1:]
         ),

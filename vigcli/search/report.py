@@ -54,18 +54,22 @@ def draw_front(result: SearchResult, path: Path) -> None:
     if result.random_front:
         chance = list(zip(*result.random_front, strict=True))
         axes.plot(*chance, ".", color="#999999", label=f"front of {result.num_evaluated:,} random networks")
+    left = 0.97 * min(*latency, result.nearest.latency.ms)
+    right = 1.2 * max(budget_ms, result.nearest.latency.ms)
     for network in result.published:
         axes.plot(network.latency.ms, network.top1_percent, "s", color="#b5502c")
         place = (network.latency.ms, network.top1_percent)
-        axes.annotate(network.name, place, xytext=(6, -10), textcoords="offset points", fontsize=8)
+        late = network.latency.ms > left + 0.8 * (right - left)  # its name would leave the picture on the right
+        offset, side = ((-6, -10), "right") if late else ((6, -10), "left")
+        axes.annotate(network.name, place, xytext=offset, textcoords="offset points", fontsize=8, ha=side)
     axes.plot([], [], "s", color="#b5502c", label="published networks, priced and scored alike")
     axes.plot(result.best.latency.ms, result.best.top1_percent, "*", ms=14, color="#1f5fa8", label="best")
     axes.axvline(budget_ms, color="black", lw=0.8, ls=":", label=f"budget {budget_ms:g} ms")
-    right = 1.2 * max(budget_ms, result.nearest.latency.ms)
-    axes.set_xlim(0.97 * min(*latency, result.nearest.latency.ms), right)
+    axes.set_xlim(left, right)
     inside = [n.top1_percent for n in result.published if n.latency.ms <= right]
     axes.set_ylim(min(*score, *inside) - 0.5, max(*score, *inside) + 0.5)
-    axes.set_xlabel(f"latency, ms ({result.best.latency.device}, calibrated, x/÷ 1.12 covers 81 %)")
+    covers = f"x/÷ {result.interval.factor} covers {result.interval.coverage_percent:g} %"
+    axes.set_xlabel(f"latency, ms ({result.best.latency.device}, calibrated, {covers})")
     axes.set_ylabel(f"ImageNet-1k top-1, % (predicted, ±{ERROR_POINTS})")
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.25)
