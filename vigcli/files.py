@@ -70,6 +70,11 @@ def made_folder(path: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def bytes_on_disk(folder: Path) -> int:
+    """The size of all files in a folder, such as a package."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:

@@ -27,6 +27,7 @@ def command(checkpoint_name: str | None, precision: str, output: str | None, dry
     from vigcli.cli.load import named, picked_checkpoint, run_folder
     from vigcli.coreml.convert import export, preprocessing_text
     from vigcli.coreml.interpreter import Program
+    from vigcli.files import bytes_on_disk
     from vigcli.runs.provenance import provenance, sha256
     from vigcli.runs.rundir import new_run, write_run_file
 
@@ -45,7 +46,7 @@ def command(checkpoint_name: str | None, precision: str, output: str | None, dry
         meta = export(checkpoint, digest, package, cast(Literal["fp16", "fp32"], precision))
         write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
     counts = Program.load(package).op_counts
-    size_bytes = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
+    size_bytes = bytes_on_disk(package)
     answer = {
         "package": str(package),
         "checkpoint": str(path),

@@ -61,7 +61,7 @@ def command(
     from vigcli.compress.quantize import quantize_int8
     from vigcli.coreml.convert import preprocessing_text
     from vigcli.coreml.interpreter import Program
-    from vigcli.files import write_json
+    from vigcli.files import bytes_on_disk, write_json
     from vigcli.runs.provenance import provenance, sha256
     from vigcli.runs.rundir import new_run, write_run_file
     from vigcli.train.data import eval_batches
@@ -82,11 +82,11 @@ def command(
             int8_result = evaluate(lambda pixels: program.predict(pixels.float()), pictures)
         agreement = agreement_percent(fp32, int8_result)
         write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
-        bytes_on_disk = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
+        size_bytes = bytes_on_disk(package)
         answer = {
             "package": str(package),
             "checkpoint": str(path),
-            "size_bytes": bytes_on_disk,
+            "size_bytes": size_bytes,
             "minimum_ios": written.minimum_ios,
             "num_calibration_images": len(calibration),
             "num_images": fp32.num_images,
@@ -105,7 +105,7 @@ def command(
         is_int8 = result is int8_result
         rows.append((
             name, f"{result.top1_percent:.1f} ({low:.1f} to {high:.1f})", result.num_images,
-            f"{agreement:.1f}" if is_int8 else "100.0", format_bytes(bytes_on_disk) if is_int8 else "",
+            f"{agreement:.1f}" if is_int8 else "100.0", format_bytes(size_bytes) if is_int8 else "",
             "not known" if is_int8 else "",
         ))  # fmt: skip
     table(("", "top-1 % (95 %)", "pictures", "agreement %", "size", "ms"), rows, title=f"{path}, measured")
