@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vigcli.archs import build
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.config.archs import MobileViGv2Config, arch_config
+from vigcli.config.archs import arch_config
+from vigcli.config.archs.mobilevig import MobileViGv2Config
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Preprocessing
 from vigcli.nn.blocks import LayerScale

@@ -10,18 +10,21 @@ class Family(NamedTuple):
     """Where a family's parts are."""
 
     config: str  # the frozen configuration, plain data
-    network: str  # the nn.Module that it builds
-    block: str  # a BlockSpec -> the nn.Module of that block
-    official: str  # a configuration -> the authors' parameter names and ours
+    blocks: str  # the kinds of its blocks -> the nn.Module of each
+    initialize: str  # gives a module its first weights
+    official: str  # a configuration -> published parameter names and ours, one mapping for each publisher
+
+
+def _family(config: str, module: str) -> Family:
+    return Family(config, *(f"{module}:{name}" for name in ("BLOCKS", "initialize", "official_names")))
 
 
 FAMILIES = {
-    "mobilevigv2": Family(
-        "vigcli.config.archs:MobileViGv2Config",
-        "vigcli.archs.mobilevigv2:MobileViGv2",
-        "vigcli.archs.mobilevigv2:build_block",
-        "vigcli.archs.mobilevigv2:official_prefixes",
-    ),
+    "mobilevig": _family("vigcli.config.archs:MobileViGConfig", "vigcli.archs.mobilevig"),
+    "mobilevigv2": _family("vigcli.config.archs:MobileViGv2Config", "vigcli.archs.mobilevigv2"),
+    "mobilevit": _family("vigcli.config.archs:MobileViTConfig", "vigcli.archs.mobilevit"),
+    "mobilevitv2": _family("vigcli.config.archs:MobileViTv2Config", "vigcli.archs.mobilevit"),
+    "mobilevitv3": _family("vigcli.config.archs:MobileViTv3Config", "vigcli.archs.mobilevit"),
 }
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import golden
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from vigcli.archs import build
 from vigcli.archs.official import load_official
+from vigcli.config.archs import VARIANTS
 from vigcli.errors import ConfigError
+
+TIMM = {f"timm:{name}" for name in timm.list_models()}
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +63,17 @@ def test_a_wrong_shape_is_named(model: nn.Module, official: dict[str, Tensor]) -
 
 def test_another_variants_checkpoint_is_refused(official: dict[str, Tensor]) -> None:
     refused(build("mobilevigv2_m", device="meta"), official, ": ")
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if f"timm:{name}" in TIMM])
+def test_the_logits_are_those_of_timms_network(name: str) -> None:
+    """The same networks published under other names: an opponent at every size, with the very same weights."""
+    theirs = build(f"timm:{name}").double().eval()
+    weights = golden.weights([(key, list(value.shape)) for key, value in theirs.state_dict().items()])
+    theirs.load_state_dict(weights)
+    model = build(name).double().eval()
+    load_official(model, weights)
+    x = golden.images(VARIANTS[name].resolution)
+    with torch.no_grad():
+        logits, expected = model(x), theirs(x)
+    assert (logits - expected).abs().max() <= 1e-12 * expected.abs().max()

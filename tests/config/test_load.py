@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vigcli.config.archs import VARIANTS, AnyArch, MobileViGv2Config, TimmConfig
+from vigcli.config.archs import VARIANTS, AnyArch, TimmConfig
 from vigcli.config.load import (
     apply_settings,
     dump,
@@ -30,6 +30,7 @@ from vigcli.config.recipe import Recipe, load_recipe
 from vigcli.config.space import SearchSpace, load_space
 from vigcli.errors import ConfigError, UsageError, VigError
 from vigcli.paths import builtin_names, find_file
+from vigcli.registry import FAMILIES
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 TRICKY = st.sampled_from(
@@ -50,24 +51,24 @@ def archs(draw: st.DrawFn) -> AnyArch:
         return TimmConfig(
             name=draw(st.from_regex(r"[a-z0-9_.]{1,20}", fullmatch=True)), num_classes=draw(st.integers(1, 9))
         )
-    data = VARIANTS[draw(st.sampled_from(sorted(VARIANTS)))].model_dump(mode="json")
+    variant = VARIANTS[draw(st.sampled_from(sorted(VARIANTS)))]
+    data = variant.model_dump(mode="json")
     for stage in data["stages"]:
         stage["width"] = 2 * draw(st.integers(1, 300))
-        stage["local_depth"] = draw(st.integers(0, 9))
-    data["drop_path_rate"] = draw(st.floats(0, 0.99))
+        stage["local_depth"] = draw(st.integers(1, 9))
+    for rate in {"drop_path_rate", "dropout", "head_dropout"} & set(data):
+        data[rate] = draw(st.floats(0, 0.99))
     data["distilled"] = draw(st.booleans())
-    return MobileViGv2Config.parse(data)
+    return type(variant).parse(data)
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     arch = draw(archs() | st.sampled_from(sorted(VARIANTS)))
-    sizes = (224, 1000) if isinstance(arch, str) else (arch.resolution, max(2, arch.num_classes))
     if not isinstance(arch, str):
-        arch = arch.changed({"num_classes": sizes[1]})
+        arch = arch.changed({"num_classes": max(2, arch.num_classes)}).model_dump(mode="json")
     data = {
-        "arch": arch if isinstance(arch, str) else arch.model_dump(mode="json"),
-        "resolution": sizes[0], "num_classes": sizes[1],
+        "arch": arch,
         "epochs": draw(st.integers(30, 400)), "batch_size": draw(st.integers(1, 4096)),
         "optimizer": {"lr": draw(st.floats(1e-9, 10)), "name": draw(st.sampled_from(["adamw", "sgd"]))},
         "data": {"root": draw(st.none() | TEXT | TRICKY)},
@@ -267,6 +268,7 @@ def test_a_complaint_is_the_files_or_that_of_set(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- complaints
 
 RECIPE = "arch: mobilevigv2_ti\nepochs: 50\nbatch_size: 8\noptimizer: {lr: 1e-3}\n"
+KNOWN = ", ".join(f"'{family}'" for family in (*FAMILIES, "timm"))
 STAGES = "{local_depth: 1, width: 8}, " * 3
 
 
@@ -283,7 +285,7 @@ STAGES = "{local_depth: 1, width: 8}, " * 3
         ("{lr: 1e-3}", "3", "f:4: optimizer: must be a mapping, not 3.", "Write key: value."),
         ("50", "20", "f:1: warm-up and cool-down leave no epoch to train.", "Shorten them, or train for more epochs."),
         ("_ti", "_tu", "f:1: arch: 'mobilevigv2_tu' is no known network.", "Did you mean 'mobilevigv2_ti'?"),
-        ("mobilevigv2_ti", "{family: x}", "f:1: arch: unknown 'family'.", "Known: 'mobilevigv2', 'timm'."),
+        ("mobilevigv2_ti", "{family: x}", "f:1: arch: unknown 'family'.", f"Known: {KNOWN}."),
         ("mobilevigv2_ti", "{a: 1}", "f:1: arch: 'family' is missing.", "Say which kind it is."),
         (
             "mobilevigv2_ti", "timm:a/b", 'f:1: arch: timm:a/b: name: "a/b" does not match ^[a-zA-Z0-9_.]+$.',
@@ -298,8 +300,17 @@ STAGES = "{local_depth: 1, width: 8}, " * 3
             "f:1: arch.stages: must have at least 4 items, not 3.", "Add or remove some.",
         ),
         (
-            "50", "50\nresolution: 33", "f:1: K = 2 on a grid of 2 links every token to itself alone (stages[3]).",
-            "At this resolution the grid is 2 x 2: choose another reach or resolution.",
+            "50", "50\nresolution: 64", "f:1: K = 8 on a grid of 8 links every token to itself alone (stages[1]).",
+            "At this resolution the grid is 8 x 8: choose another reach or resolution.",
+        ),
+        (
+            "50", "50\nresolution: 250",
+            "f:1: resolution = 250 is no multiple of 32, the stride of the last feature map.", "Take 224 or 256.",
+        ),
+        (
+            "mobilevigv2_ti", "mobilevit_s\nresolution: 224",
+            "f:1: stages[4].patch = 2 does not divide its feature map of 7 x 7 (resolution 224).",
+            "Choose another patch or resolution, or set resample to true.",
         ),
     ],
 )  # fmt: skip

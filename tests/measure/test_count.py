@@ -7,7 +7,7 @@ import torch
 
 from vigcli.archs import build, build_block
 from vigcli.config.archs import VARIANTS, BlockSpec, arch_config
-from vigcli.measure.count import count_block, num_params, thop_macs, training_trace
+from vigcli.measure.count import _count_block, count_block, num_params, thop_macs, training_trace
 from vigcli.measure.profile import profile
 
 HEAD = VARIANTS["mobilevigv2_ti"].blocks()[-1]
@@ -53,7 +53,7 @@ def test_a_timm_profile_adds_up(name: str) -> None:
 
 
 def test_counting_leaves_the_random_state_alone() -> None:
-    count_block.cache_clear()
+    _count_block.cache_clear()
     before = torch.get_rng_state()
     config = VARIANTS["mobilevigv2_ti"].changed({"resolution": 96, "stages[1].reach": 2, "stages[2].reach": 1})
     assert thop_macs(config) > profile(config).macs  # it counts batch norm

@@ -6,20 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vigcli.nn.blocks import ConvNorm, DropPath, InvertedResidual, ScaledBranch
+from vigcli.nn.blocks import ConvNorm, DropPath, InvertedResidual, ResidualBranch
 from vigcli.nn.deploy import deploy, fold_norm
-from vigcli.nn.graph import ConditionalEncoding, GraphBlock, MaxRelative, links
+from vigcli.nn.graph import ConditionalEncoding, GraphBlock, MaxRelative, mgc_links, svga_links
 from vigcli.nn.heads import MeanOfHeads, mean_of_heads
 
 
-def rolled_max_relative(x: Tensor, mixer: str, reach: int) -> Tensor:
-    """MobileViGv2 Eq. 2 as the authors' code computes it: the greatest of x_j - x_i, not below zero."""
+def rolled_max_relative(x: Tensor, mixer: str, reach: int, sign: int) -> Tensor:
+    """As the authors' code computes it: the greatest difference, not below zero. MobileViGv2 takes x_j - x_i (Eq. 2),
+    MobileViG the opposite sign."""
     greatest = torch.zeros_like(x)
     for dim in (2, 3):
         size = x.shape[dim]
         shifts = (reach, -reach) if mixer == "mgc" else range(reach, size, reach)
         for by in shifts:
-            greatest = torch.maximum(greatest, torch.roll(x, by, dim) - x)
+            greatest = torch.maximum(greatest, sign * (torch.roll(x, by, dim) - x))
     return greatest
 
 
@@ -38,18 +39,19 @@ def rolled_max_relative(x: Tensor, mixer: str, reach: int) -> Tensor:
         ("svga", 6, (7, 7)),
     ],
 )
-def test_max_relative_is_the_formula(mixer: str, reach: int, grid: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("difference", "sign"), [("neighbour", 1), ("token", -1)])
+def test_max_relative_is_the_formula(mixer: str, reach: int, grid: tuple[int, int], difference: str, sign: int) -> None:
     x = torch.randn(2, 5, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(reach))
-    ours = MaxRelative(mixer, reach, grid)(x)
-    assert (ours - rolled_max_relative(x, mixer, reach)).abs().max() <= 1e-14
+    ours = MaxRelative(mixer, reach, difference, grid)(x)
+    assert (ours - rolled_max_relative(x, mixer, reach, sign)).abs().max() <= 1e-14
     assert ours.min() == 0 if mixer == "mgc" else ours.min() >= 0
     assert ours.max() > 1
 
 
 def test_links_stay_on_the_axis() -> None:
-    assert links("mgc", 2, 7) == [2, 5]
-    assert links("mgc", 9, 7) == [2, 5]
-    assert links("svga", 2, 7) == [2, 4, 6]
+    assert mgc_links(2, 7) == [2, 5]
+    assert mgc_links(9, 7) == [2, 5]
+    assert svga_links(2, 7) == [2, 4, 6]
 
 
 def randomized(module: nn.Module) -> nn.Module:
@@ -69,8 +71,11 @@ def randomized(module: nn.Module) -> nn.Module:
         ConvNorm(6, 8, 3, 2),
         ConvNorm(8, 8, 3, groups=8),
         InvertedResidual((6, 7, 7), 4),
-        GraphBlock((6, 7, 7), "mgc", 2, 7, 4),
-        GraphBlock((6, 7, 7), "svga", 2, 3, 2),
+        GraphBlock((6, 7, 7), "mgc", 4, True, 2, "neighbour", 7, 1),
+        GraphBlock((6, 7, 7), "svga", 2, False, 2, "token", 3, 2),
+        GraphBlock((6, 7, 7), "svga", 2, True, 3, "token", 0, 2),
+        GraphBlock((6, 7, 7), "fc", 2, True, cpe=3, mixer_expansion=3),
+        GraphBlock((6, 7, 7), "none", 2, True),
         MeanOfHeads(6, 5),
         ConditionalEncoding(6, 5),
     ],
@@ -111,7 +116,7 @@ def test_drop_path_drops_whole_pictures_and_keeps_the_mean() -> None:
 
 
 def test_a_dropped_branch_leaves_its_input() -> None:
-    block = ScaledBranch(nn.Sequential(ConvNorm(3, 3)), 3, drop_path=1 - 1e-9).train()
+    block = ResidualBranch(nn.Sequential(ConvNorm(3, 3)), 3, drop_path=1 - 1e-9).train()
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(block(x), x)
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vigcli.config.archs import VARIANTS, ArchConfig, MobileViGv2Config, arch_config, variant_name
+from vigcli.config.archs import VARIANTS, ArchConfig, arch_config, variant_name
+from vigcli.config.archs.mobilevig import MobileViGv2Config
 from vigcli.config.load import get_path
 from vigcli.config.recipe import load_recipe
 from vigcli.config.space import SearchSpace, encode, load_space

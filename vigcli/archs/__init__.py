@@ -8,27 +8,36 @@ from typing import Any
 import torch
 from torch import nn
 
+from vigcli.archs.network import Features, Network, block_module
 from vigcli.config.archs import AnyArch, ArchConfig, BlockSpec, TimmConfig, arch_config
 from vigcli.registry import FAMILIES, resolve
 
 
 def build(
-    arch: str | ArchConfig, overrides: Mapping[str, Any] | None = None, seed: int = 0, device: str = "cpu"
+    arch: str | ArchConfig,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    features_only: bool = False,
 ) -> nn.Module:
     """A network by name (`mobilevigv2_s`, `timm:fastvit_t8`) or configuration, with weights drawn from `seed`.
 
-    Gives (B, num_classes) logits in evaluation. `overrides` maps configuration paths to values; on the device "meta"
-    no weight is allocated. Raises ConfigError for an unknown name or an unsound configuration.
+    Gives (B, num_classes) logits in evaluation, or with `features_only` the list of feature maps at strides 4, 8, 16
+    and 32. `overrides` maps configuration paths to values; on the device "meta" no weight is allocated. Raises
+    ConfigError for an unknown name or an unsound configuration.
     """
     config = resolved(arch, overrides)
     if isinstance(config, TimmConfig):
         from vigcli.archs.external import build_timm
 
-        return build_timm(config.name, config.num_classes, config.resolution, config.in_chans, device)
-    network = resolve(FAMILIES[config.family].network)  # before the device is set: imports must not run under it
+        return build_timm(
+            config.name, config.num_classes, config.resolution, config.in_chans, device, features_only=features_only
+        )
+    resolve(FAMILIES[config.family].blocks)  # before the device is set: imports must not run under it
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        return network(config)
+        network = Network(config)
+    return Features(network) if features_only else network
 
 
 def resolved(arch: str | ArchConfig, overrides: Mapping[str, Any] | None = None) -> AnyArch:
@@ -39,9 +48,9 @@ def resolved(arch: str | ArchConfig, overrides: Mapping[str, Any] | None = None)
 
 def build_block(family: str, spec: BlockSpec, device: str = "cpu") -> nn.Module:
     """One block of a family by itself."""
-    block = resolve(FAMILIES[family].block)
+    resolve(FAMILIES[family].blocks)
     with torch.device(device):
-        return block(spec)
+        return block_module(family, spec)
 
 
 def inference_form(config: ArchConfig, model: nn.Module) -> nn.Module:

@@ -17,12 +17,14 @@ def build_timm(
     resolution: int | None = None,
     in_chans: int = 3,
     device: str | torch.device | None = None,
+    features_only: bool = False,
 ) -> nn.Module:
     """The timm network `name` in evaluation mode with unfused attention and random weights.
 
     Args:
         resolution: image side in pixels, for the networks that fix their grid when they are built; timm's own if None.
         device: "meta" makes the network without allocating its weights.
+        features_only: give the list of feature maps that timm gives.
     """
     import timm
 
@@ -32,6 +34,8 @@ def build_timm(
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     if resolution is not None:
         options["img_size"] = resolution
+    if features_only:
+        options["features_only"] = True
     model = _create(name, options, torch.device(device or "cpu"))
     for module in model.modules():
         if hasattr(module, "fused_attn"):

@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from vigcli.errors import ConfigError
 from vigcli.registry import FAMILIES, resolve
 
+Names = dict[str, str]
+"""Prefixes of parameter names in a published checkpoint, and ours: `stem.stem.0` -> `stem.0.conv`."""
+
+
+def join_names(theirs: str, ours: str, names: Names) -> Names:
+    """The names inside a block put behind the places of the block."""
+    return {f"{theirs}.{a}": f"{ours}.{b}" for a, b in names.items()}
+
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load weights named as in the authors' code into a network of ours, in place.
@@ -19,7 +27,9 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     of another shape.
     """
     config: Any = model.config
-    prefixes = resolve(FAMILIES[config.family].official)(config)
+    candidates = resolve(FAMILIES[config.family].official)(config)
+    known = [sum(_rename(key.removeprefix("module."), names) != key for key in state_dict) for names in candidates]
+    prefixes = candidates[known.index(max(known))]
     ours = model.state_dict()
     renamed: dict[str, Tensor] = {}
     for official, tensor in state_dict.items():

@@ -154,5 +154,5 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
 
 def _shape(config: ArchConfig) -> str:
     """Depths N+M and widths of the stages in short: 2+0/4+3/12+3/4+2 x 24/48/128/224."""
-    depths = "/".join(f"{s.depth - s.graph_depth}+{s.graph_depth}" for s in config.stage_shapes())
+    depths = "/".join(f"{s.local_depth}+{s.global_depth}" for s in config.stage_shapes())
     return f"{depths} x {'/'.join(str(s.width) for s in config.stage_shapes())}"

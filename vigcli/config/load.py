@@ -26,9 +26,14 @@ T = TypeVar("T", bound="Strict")
 
 
 class Strict(pydantic.BaseModel):
-    """A frozen configuration: unknown keys, wrong types and non-finite numbers are refused, nothing is coerced."""
+    """A frozen configuration: unknown keys, wrong types and non-finite numbers are refused, nothing is coerced.
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    The text under a field is its description, in the JSON Schema too.
+    """
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def parse(cls: type[T], data: Any) -> T:

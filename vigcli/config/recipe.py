@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -118,15 +118,15 @@ class Recipe(Strict):
 
     Attributes:
         arch: a network's name or whole configuration.
-        resolution, num_classes: of training, evaluation and the exported package; they replace the architecture's.
+        resolution, num_classes: of training, evaluation and the exported package; the architecture's unless given.
         batch_size: pictures per optimizer step, over all processes.
         ema_decay: of the weights' exponential moving average, which is what is evaluated and saved; null for none.
         precision: `bf16` runs the network's arithmetic under autocast.
     """
 
     arch: NameOrArch
-    resolution: Annotated[int, Field(ge=32, le=1024)] = 224
-    num_classes: Annotated[int, Field(ge=2, le=65536)] = 1000
+    resolution: Annotated[int, Field(ge=32, le=1024)]
+    num_classes: Annotated[int, Field(ge=2, le=65536)]
     data: Data = Data()
     preprocessing: Preprocessing = Preprocessing()
     epochs: Annotated[int, Field(ge=1, le=10000)]
@@ -140,6 +140,11 @@ class Recipe(Strict):
     distillation: Distillation | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @classmethod
+    def parse(cls, data: Any) -> Recipe:
+        """Validate plain data; resolution and classes are the architecture's where they are left out."""
+        return super().parse(_with_sizes(data) if isinstance(data, dict) else data)
 
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
@@ -160,6 +165,18 @@ class Recipe(Strict):
         """The network's configuration at the recipe's resolution and classes. Raises ConfigError."""
         arch = arch_config(self.arch) if isinstance(self.arch, str) else self.arch
         return arch.changed({"resolution": self.resolution, "num_classes": self.num_classes})
+
+
+def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
+    """Resolution and classes of the architecture filled in; what is wrong with it is complained of later."""
+    arch = data.get("arch")
+    if isinstance(arch, str):
+        try:
+            arch = arch_config(arch).model_dump()
+        except ConfigError:
+            arch = None
+    known = arch if isinstance(arch, dict) else {}
+    return {"resolution": known.get("resolution", 224), "num_classes": known.get("num_classes", 1000)} | data
 
 
 def load_recipe(path: Path | str, settings: tuple[str, ...] = ()) -> Recipe:

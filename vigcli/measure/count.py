@@ -59,16 +59,24 @@ class BlockCount(NamedTuple):
     deployed: OpTrace
 
 
-@functools.lru_cache(maxsize=4096)
 def count_block(family: str, spec: BlockSpec) -> BlockCount:
     """Count and trace one block, on the meta device."""
+    return _count_block(family, spec.counted())
+
+
+@functools.lru_cache(maxsize=4096)
+def _count_block(family: str, spec: BlockSpec) -> BlockCount:
     block = nn.Sequential(build_block(family, spec, "meta"))  # in a container, so that it can be replaced
     deployed = deploy(block)
     params = ParamCounts(num_params(block), num_params(deploy(block, keep_norm=True)), num_params(deployed))
     return BlockCount(spec, params, trace(deployed, spec.in_shape))
 
 
-@functools.lru_cache(maxsize=4096)
 def training_trace(family: str, spec: BlockSpec) -> OpTrace:
     """What a block runs with both heads, as scores count it."""
+    return _training_trace(family, spec.counted())
+
+
+@functools.lru_cache(maxsize=4096)
+def _training_trace(family: str, spec: BlockSpec) -> OpTrace:
     return trace(build_block(family, spec, "meta"), spec.in_shape)

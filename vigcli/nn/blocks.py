@@ -1,4 +1,4 @@
-"""Convolution blocks of the mobile ViG families; graph blocks are in `graph.py`, classifiers in `heads.py`."""
+"""Convolution blocks that families share; `graph.py` has the graph blocks, `attention.py` the transformers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from vigcli.nn.deploy import Foldable, fold_norm, scale_output
 
 
 class ConvNorm(Foldable):
-    """Convolution with bias, then batch norm: (B, C_in, H, W) -> (B, C_out, H', W')."""
+    """Convolution, then batch norm: (B, C_in, H, W) -> (B, C_out, H', W').
 
-    def __init__(self, in_chans: int, out_chans: int, kernel: int = 1, stride: int = 1, groups: int = 1):
+    The authors of MobileViG give the convolution a bias of its own, those of MobileViT do not.
+    """
+
+    def __init__(
+        self, in_chans: int, out_chans: int, kernel: int = 1, stride: int = 1, groups: int = 1, bias: bool = True
+    ):
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, out_chans, kernel, stride, kernel // 2, groups=groups)
+        self.conv = nn.Conv2d(in_chans, out_chans, kernel, stride, kernel // 2, groups=groups, bias=bias)
         self.norm = nn.BatchNorm2d(out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,21 +53,20 @@ class DropPath(nn.Module):
         return x * kept / (1 - self.rate)
 
 
-class ScaledBranch(Foldable):
-    """Layer scale and drop path around a residual branch whose last layer is a convolution."""
+class ResidualBranch(Foldable):
+    """x + branch(x) with drop path and on request layer scale; the branch's last layer is a convolution."""
 
-    def __init__(self, branch: nn.Sequential, width: int, drop_path: float = 0.0):
+    def __init__(self, branch: nn.Sequential, width: int, layer_scale: bool = True, drop_path: float = 0.0):
         super().__init__()
         self.branch = branch
-        self.layer_scale: nn.Module = LayerScale(width)
+        self.layer_scale: nn.Module = LayerScale(width) if layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.layer_scale(self.branch(x)))
 
     def fold(self, keep_norm: bool) -> nn.Module:
-        if not keep_norm:
-            assert isinstance(self.layer_scale, LayerScale)
+        if not keep_norm and isinstance(self.layer_scale, LayerScale):
             self.branch[-1] = scale_output(self.branch[-1], self.layer_scale.gamma)
             self.layer_scale = nn.Identity()
         return self
@@ -74,7 +78,7 @@ def feed_forward(width: int, expansion: int) -> nn.Sequential:
     return nn.Sequential(ConvNorm(width, hidden), nn.GELU(), ConvNorm(hidden, width))
 
 
-class InvertedResidual(ScaledBranch):
+class InvertedResidual(ResidualBranch):
     """1x1 expansion, depthwise 3x3, 1x1 projection, with layer scale (MobileViGv2 Fig. 2a)."""
 
     def __init__(self, in_shape: tuple[int, int, int], expansion: int, drop_path: float = 0.0):
@@ -83,7 +87,7 @@ class InvertedResidual(ScaledBranch):
             ConvNorm(width, hidden), nn.GELU(), ConvNorm(hidden, hidden, 3, groups=hidden), nn.GELU(),
             ConvNorm(hidden, width),
         )  # fmt: skip
-        super().__init__(branch, width, drop_path)
+        super().__init__(branch, width, drop_path=drop_path)
 
 
 class Stem(nn.Sequential):
@@ -100,3 +104,23 @@ class Downsample(ConvNorm):
 
     def __init__(self, in_shape: tuple[int, int, int], width: int):
         super().__init__(in_shape[0], width, 3, 2)
+
+
+class MobileNetV2Block(nn.Module):
+    """1x1 expansion, depthwise 3x3, 1x1 projection, with SiLU: (B, C, H, W) -> (B, C', H / stride, W / stride).
+
+    MobileViT Fig. 1; the input is added where the shape stays.
+    """
+
+    def __init__(self, in_shape: tuple[int, int, int], width: int, stride: int, expansion: int):
+        super().__init__()
+        hidden = expansion * in_shape[0]
+        self.branch = nn.Sequential(
+            ConvNorm(in_shape[0], hidden, bias=False), nn.SiLU(),
+            ConvNorm(hidden, hidden, 3, stride, groups=hidden, bias=False), nn.SiLU(),
+            ConvNorm(hidden, width, bias=False),
+        )  # fmt: skip
+        self.residual = stride == 1 and in_shape[0] == width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x) if self.residual else self.branch(x)

@@ -9,16 +9,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vigcli.nn.blocks import ConvNorm, ScaledBranch, feed_forward
+from vigcli.nn.blocks import ConvNorm, ResidualBranch, feed_forward
 from vigcli.nn.deploy import Foldable
 
 
-def links(mixer: str, reach: int, size: int) -> list[int]:
-    """The shifts along an axis of `size` tokens: MGC's two at distance L, or SVGA's K, 2K, ... below the size.
+def mgc_links(reach: int, size: int) -> list[int]:
+    """The shifts of MGC along an axis of `size` tokens: two, at distance L (MobileViGv2 Section 4.1)."""
+    return [reach % size, -reach % size]
 
-    MobileViGv2 Section 4.1; the authors' code wraps around at the border.
-    """
-    return [reach % size, -reach % size] if mixer == "mgc" else list(range(reach, size, reach))
+
+def svga_links(reach: int, size: int) -> list[int]:
+    """The shifts of SVGA along an axis of `size` tokens: K, 2K, ... below the size (MobileViG Algorithm 1)."""
+    return list(range(reach, size, reach))
+
+
+LINKS = {"mgc": mgc_links, "svga": svga_links}
+"""Static graphs by name. As in the authors' code all of them wrap around at the border."""
 
 
 def shift(x: Tensor, by: int, dim: int, size: int) -> Tensor:
@@ -27,19 +33,25 @@ def shift(x: Tensor, by: int, dim: int, size: int) -> Tensor:
 
 
 class MaxRelative(nn.Module):
-    """max over neighbours j, and the token itself, of x_j - x_i (MobileViGv2 Eq. 2): (B, C, H, W) -> (B, C, H, W)."""
+    """What the neighbours j of a token i say: (B, C, H, W) -> (B, C, H, W).
 
-    def __init__(self, mixer: str, reach: int, grid: tuple[int, int]):
+    max_j(x_j - x_i) where the difference is the `neighbour`'s (MobileViGv2 Eq. 2), max_j(x_i - x_j) where it is the
+    `token`'s (MobileViG's code); the token itself is among its neighbours in both.
+    """
+
+    def __init__(self, mixer: str, reach: int, difference: str, grid: tuple[int, int]):
         super().__init__()
+        self.of_token = difference == "token"
         self.shifts = [
-            (by, dim, size) for dim, size in ((2, grid[0]), (3, grid[1])) for by in links(mixer, reach, size)
+            (by, dim, size) for dim, size in ((2, grid[0]), (3, grid[1])) for by in LINKS[mixer](reach, size)
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        greatest = x
+        choose = torch.minimum if self.of_token else torch.maximum
+        extreme = x
         for by, dim, size in self.shifts:
-            greatest = torch.maximum(greatest, shift(x, by, dim, size))
-        return greatest - x
+            extreme = choose(extreme, shift(x, by, dim, size))
+        return x - extreme if self.of_token else extreme - x
 
 
 class ConditionalEncoding(Foldable):
@@ -59,30 +71,58 @@ class ConditionalEncoding(Foldable):
 
 
 class GraphUpdate(nn.Module):
-    """1x1 convolution, batch norm and GELU of a token beside what its neighbours say: (B, C, H, W) -> (B, C, H, W)."""
+    """1x1 convolution, batch norm and GELU of a token beside what its neighbours say: (B, C, H, W) -> (B, C', H, W)."""
 
-    def __init__(self, in_shape: tuple[int, int, int], mixer: str, reach: int):
+    def __init__(self, in_shape: tuple[int, int, int], hidden: int, mixer: str, reach: int, difference: str):
         super().__init__()
         width, *grid = in_shape
-        self.aggregate = MaxRelative(mixer, reach, (grid[0], grid[1]))
-        self.proj: nn.Module = ConvNorm(2 * width, width)
+        self.aggregate = MaxRelative(mixer, reach, difference, (grid[0], grid[1]))
+        self.proj: nn.Module = ConvNorm(2 * width, hidden)
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.proj(torch.cat([x, self.aggregate(x)], 1)))  # (B, 2C, H, W) -> (B, C, H, W)
+        return self.act(self.proj(torch.cat([x, self.aggregate(x)], 1)))  # (B, 2C, H, W) -> (B, C', H, W)
+
+
+class Mixer(nn.Sequential):
+    """Positional encoding, 1x1 convolution, update, 1x1 convolution (MobileViGv2 Eq. 4): (B, C, H, W) -> the same.
+
+    The update is a graph's, or with the mixer `fc` a fully connected layer that sees no neighbour (Table 3, *).
+    """
+
+    def __init__(
+        self, in_shape: tuple[int, int, int], mixer: str, reach: int, difference: str, cpe: int, mixer_expansion: int
+    ):
+        width, hidden = in_shape[0], mixer_expansion * in_shape[0]
+        if mixer == "fc":
+            update: nn.Module = nn.Sequential(ConvNorm(width, hidden), nn.GELU())
+        else:
+            update = GraphUpdate(in_shape, hidden, mixer, reach, difference)
+        encoding = ConditionalEncoding(width, cpe) if cpe else nn.Identity()
+        super().__init__(encoding, ConvNorm(width, width), update, ConvNorm(hidden, width))
 
 
 class GraphBlock(nn.Sequential):
-    """A graph mixer and a feed-forward layer, each with layer scale and residual (MobileViGv2 Eq. 3 and 4)."""
+    """A mixer and a feed-forward layer, each with a residual and on request layer scale (MobileViGv2 Eq. 3 and 4).
+
+    The mixer `none` leaves the feed-forward layer alone.
+    """
 
     def __init__(
-        self, in_shape: tuple[int, int, int], mixer: str, reach: int, cpe: int, expansion: int, drop_path: float = 0.0
+        self,
+        in_shape: tuple[int, int, int],
+        mixer: str,
+        expansion: int,
+        layer_scale: bool,
+        reach: int = 0,
+        difference: str = "neighbour",
+        cpe: int = 0,
+        mixer_expansion: int = 1,
+        drop_path: float = 0.0,
     ):
         width = in_shape[0]
-        mix = nn.Sequential(
-            ConditionalEncoding(width, cpe), ConvNorm(width, width), GraphUpdate(in_shape, mixer, reach),
-            ConvNorm(width, width),
-        )  # fmt: skip
-        super().__init__(
-            ScaledBranch(mix, width, drop_path), ScaledBranch(feed_forward(width, expansion), width, drop_path)
-        )
+        mix: nn.Module = nn.Identity()
+        if mixer != "none":
+            branch = Mixer(in_shape, mixer, reach, difference, cpe, mixer_expansion)
+            mix = ResidualBranch(branch, width, layer_scale, drop_path)
+        super().__init__(mix, ResidualBranch(feed_forward(width, expansion), width, layer_scale, drop_path))

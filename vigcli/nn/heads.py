@@ -33,14 +33,33 @@ class MeanOfHeads(Foldable):
         return nn.Sequential(merged, nn.Flatten())
 
 
+def classifier(width: int, num_classes: int, distilled: bool) -> nn.Module:
+    """A 1x1 convolution, or two of them: (B, C, 1, 1) -> (B, num_classes) logits."""
+    single = nn.Sequential(nn.Conv2d(width, num_classes, 1), nn.Flatten())
+    return MeanOfHeads(width, num_classes) if distilled else single
+
+
 class Head(nn.Sequential):
     """Global average pool, 1x1 convolution with batch norm and GELU, classifier: (B, C, H, W) -> (B, num_classes)."""
 
     def __init__(self, in_shape: tuple[int, int, int], width: int, num_classes: int, distilled: bool):
         pool = nn.AdaptiveAvgPool2d(1)  # (B, C, H, W) -> (B, C, 1, 1)
-        single = nn.Sequential(nn.Conv2d(width, num_classes, 1), nn.Flatten())
-        classifier = MeanOfHeads(width, num_classes) if distilled else single
-        super().__init__(pool, ConvNorm(in_shape[0], width), nn.GELU(), classifier)
+        super().__init__(pool, ConvNorm(in_shape[0], width), nn.GELU(), classifier(width, num_classes, distilled))
+
+
+class PooledHead(nn.Sequential):
+    """1x1 convolution with batch norm and SiLU unless `width` is 0, global average pool, dropout, classifier.
+
+    MobileViT Table 4: (B, C, H, W) -> (B, num_classes).
+    """
+
+    def __init__(
+        self, in_shape: tuple[int, int, int], width: int, num_classes: int, distilled: bool, dropout: float = 0.0
+    ):
+        expand = nn.Sequential(ConvNorm(in_shape[0], width, bias=False), nn.SiLU()) if width else nn.Identity()
+        pool = nn.AdaptiveAvgPool2d(1)  # (B, C, H, W) -> (B, C, 1, 1)
+        last = classifier(width or in_shape[0], num_classes, distilled)
+        super().__init__(expand, pool, nn.Dropout(dropout), last)
 
 
 def mean_of_heads(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:

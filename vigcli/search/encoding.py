@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
 from vigcli.config.archs import ArchConfig, BlockSpec, StageShape
@@ -192,7 +193,7 @@ class BlockColumns:
 
     def segments(self, config: ArchConfig) -> Array:
         """What each segment of one network sums up to: (segments, columns)."""
-        return np.array([self.total(config, blocks) for blocks in config.segments()])
+        return np.array([self.total(config, blocks) for blocks in _segments_of(config)])
 
     def total(self, config: ArchConfig, blocks: Iterable[BlockSpec]) -> Array:
         """What blocks of a network sum up to: (columns,)."""
@@ -221,14 +222,14 @@ def _hull_features(columns: Array) -> tuple[float, float, float, float]:
 
 
 def _shape_ranges(variants: Iterable[ArchConfig]) -> list[Array]:
-    """The least and greatest depth, graph depth and width ratio of each stage: a (3, 2) array a stage."""
+    """The least and greatest depths (local, global) and width ratio of each stage: a (3, 2) array a stage."""
     shapes = np.array([_shape_numbers(config.stage_shapes()) for config in variants])  # (variants, stages, 3)
     return list(np.stack([shapes.min(0), shapes.max(0)], -1))
 
 
 def _shape_numbers(stages: tuple[StageShape, ...]) -> list[list[float]]:
     widths = [stages[0].width, *(stage.width for stage in stages)]
-    return [[s.depth, s.graph_depth, s.width / before] for s, before in zip(stages, widths, strict=False)]
+    return [[s.local_depth, s.global_depth, s.width / before] for s, before in zip(stages, widths, strict=False)]
 
 
 def _widened(ranges: Array, widen: float) -> Array:
@@ -250,14 +251,18 @@ def _segments(
     slots = [_slot(data, path) for path, _ in genes]  # where a gene's value stands, found once
     resting = [choices[space.nearest_choice(data, path)] for path, choices in genes]  # the base may be outside
 
-    def configure(candidate: Iterable[tuple[int, Any]]) -> ArchConfig:
+    def configure(candidate: Iterable[tuple[int, Any]]) -> ArchConfig | None:
+        """None where the choices of several genes do not go together, such as a mixer and its reach."""
         for gene, value in candidate:
             container, key = slots[gene]
             container[key] = value
-        return type(base).parse(data)
+        try:
+            return type(base).parse(data)
+        except pydantic.ValidationError:
+            return None
 
     segments = []
-    dependencies = _dependencies(space, configure)
+    dependencies = _dependencies(space, base, resting, configure)
     configure(enumerate(resting))
     for number, axes in enumerate(dependencies):
         on_progress(number, len(dependencies))
@@ -267,9 +272,9 @@ def _segments(
         costs, allowed = np.zeros((*sizes, len(COLUMNS))), np.zeros(sizes, bool)
         for combination in itertools.product(*map(range, sizes)):
             config = configure((axis, genes[axis][1][i]) for axis, i in zip(axes, combination, strict=True))
-            allowed[combination] = rules is None or _keeps_shape(config, number - 1, rules)
-            if allowed[combination]:
-                costs[combination] = price.total(config, config.segments()[number])
+            if config is not None and (rules is None or _keeps_shape(config, number - 1, rules)):
+                allowed[combination] = True
+                costs[combination] = price.total(config, _segments_of(config)[number])
         segments.append(Segment(axes, costs, allowed))
         configure(enumerate(resting))
     return tuple(segments)
@@ -290,26 +295,31 @@ def _slot(data: Any, path: str) -> tuple[Any, str | int]:
     return data, last
 
 
-def _dependencies(space: SearchSpace, configure: Any) -> list[tuple[int, ...]]:
+def _dependencies(space: SearchSpace, base: ArchConfig, resting: list[Any], configure: Any) -> list[tuple[int, ...]]:
     """The genes that each segment depends on: a gene is moved through all its choices from several starting points.
 
-    The starting points (every gene at its first choice, at its last, and mixtures) make sure that a gene shows which
-    has no effect while another is zero; the search prices its answer again from the built network.
+    The starting points (the base, every gene at its first choice, at its last, and mixtures) make sure that a gene
+    shows which has no effect while another is zero; the search prices its answer again from the built network.
     """
     genes = list(space.genes.values())
     generator = np.random.default_rng(0)
     starts = [[0] * len(genes), [len(choices) - 1 for choices in genes]]
     starts += [[int(generator.integers(len(choices))) for choices in genes] for _ in range(6)]
-    found: list[set[int]] = []
-    for start in starts:
-        values = [choices[i] for choices, i in zip(genes, start, strict=True)]
-        reference = configure(enumerate(values)).segments()
-        found = found or [set() for _ in reference]
-        for gene, choices in enumerate(genes):
+    found: list[set[int]] = [set() for _ in base.segments()]
+    for values in [resting, *([choices[i] for choices, i in zip(genes, start, strict=True)] for start in starts)]:
+        reference = configure(enumerate(values))
+        for gene, choices in enumerate(genes if reference is not None else ()):
             for choice in choices:
-                segments = configure([(gene, choice)]).segments()
-                for number, (ours, theirs) in enumerate(zip(segments, reference, strict=True)):
-                    if ours != theirs:
+                moved = configure([(gene, choice)])
+                if moved is not None:
+                    pairs = zip(_segments_of(moved), _segments_of(reference), strict=True)
+                    changed = [number for number, (ours, theirs) in enumerate(pairs) if ours != theirs]
+                    for number in changed:
                         found[number].add(gene)
             configure([(gene, values[gene])])
     return [tuple(sorted(axes)) for axes in found]
+
+
+def _segments_of(config: ArchConfig) -> list[tuple[BlockSpec, ...]]:
+    """The segments as they are counted and priced: what matters in training alone moves with every depth."""
+    return [tuple(spec.counted() for spec in blocks) for blocks in config.segments()]

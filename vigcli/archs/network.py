@@ -1,0 +1,63 @@
+"""The one shape of our networks: stem, stages, head, each a sequence of the blocks that the configuration lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vigcli.config.archs import ArchConfig, BlockSpec
+from vigcli.registry import FAMILIES, resolve
+
+
+class Network(nn.Module):
+    """(B, in_chans, R, R) -> (B, num_classes) logits; in training with two heads, a pair of them."""
+
+    def __init__(self, config: ArchConfig):
+        super().__init__()
+        self.config = config
+        stem, *stages, head = config.segments()
+        self.stem = block_module(config.family, stem[0])
+        self.stages = nn.Sequential(
+            *(nn.Sequential(*(block_module(config.family, spec) for spec in stage)) for stage in stages)
+        )
+        self.head = block_module(config.family, head[0])
+        self.apply(resolve(FAMILIES[config.family].initialize))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x)))
+
+
+class Features(nn.Module):
+    """A network without its head: (B, in_chans, R, R) -> the feature maps at strides 4 and more, finest first.
+
+    For detection and segmentation heads. Weights have the names that they have in the whole network.
+
+    Attributes:
+        strides, widths: of the feature maps.
+    """
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.config = network.config
+        self.stem = network.stem
+        self.stages = network.stages
+        shapes = network.config.stage_shapes()
+        self._given = [shape.stride >= 4 for shape in shapes]
+        self.strides = tuple(shape.stride for shape in shapes if shape.stride >= 4)
+        self.widths = tuple(shape.width for shape in shapes if shape.stride >= 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        maps = []
+        for stage, given in zip(self.stages, self._given, strict=True):
+            x = stage(x)
+            if given:
+                maps.append(x)
+        return maps
+
+
+def block_module(family: str, spec: BlockSpec) -> nn.Module:
+    """The module of one block."""
+    blocks: dict[str, Any] = resolve(FAMILIES[family].blocks)
+    return blocks[spec.kind](spec.in_shape, **dict(spec.options), **dict(spec.training))
