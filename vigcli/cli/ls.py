@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from vigcli.cli.options import json_option
-from vigcli.cli.output import emit_json, table
+from vigcli.cli.output import emit_json, say, table
+from vigcli.errors import UsageError
 from vigcli.paths import builtin_folder, builtin_names
 
-KINDS = ("archs", "spaces", "tables", "recipes")
+KINDS = ("archs", "spaces", "tables", "recipes", "paths")
 
 
 @click.command()
 @click.argument("kind", metavar="[KIND]", type=click.Choice(KINDS), required=False)
+@click.argument("name", metavar="[NAME]", required=False)
 @json_option
-def command(kind: str | None, as_json: bool) -> None:
+def command(kind: str | None, name: str | None, as_json: bool) -> None:
     """List networks, search spaces, latency tables and recipes, or those of one KIND: archs, spaces, tables, recipes.
 
-    Example:  vig ls recipes
+    The KIND paths lists all that can be set in the network NAME: for --set, and as genes of a search space.
+
+    Example:  vig ls paths mobilevigv2_s
     """
-    found = {name: _entries(name) for name in ([kind] if kind else KINDS)}
+    if (kind == "paths") != (name is not None):
+        raise UsageError("a NAME goes with paths, and paths with a NAME.", "Example: vig ls paths mobilevigv2_s")
+    if name is not None:
+        _paths(name, as_json)
+        return
+    found = {each: _entries(each) for each in ([kind] if kind else KINDS[:-1])}
     if as_json:
         emit_json(found)
         return
-    table(("kind", "name", "what it is"), [(k, name, what) for k in found for name, what in found[k].items()])
+    table(("kind", "name", "what it is"), [(k, entry, what) for k in found for entry, what in found[k].items()])
 
 
 def _entries(kind: str) -> dict[str, str]:
@@ -42,3 +53,21 @@ def _first_comment(kind: str, name: str) -> str:
     """The first line of a built-in file says what it is."""
     with (builtin_folder(kind) / f"{name}.yaml").open(encoding="utf-8") as file:
         return file.readline().strip().removeprefix("# ")
+
+
+def _paths(name: str, as_json: bool) -> None:
+    from vigcli.config.archs import arch_config
+    from vigcli.config.load import describe
+
+    found = describe(arch_config(name))
+    if as_json:
+        emit_json([field._asdict() for field in found])
+        return
+    table(("path", "value", "allowed", "what it is"), [_row(field) for field in found])
+    say("[i] counts from 0: stages[0].width. Ranges are of each field; which go together is checked when they are set.")
+
+
+def _row(field: Any) -> tuple[str, str, str, str]:
+    values = field.value if field.path.count("[i]") else [field.value]
+    shown = [str(value).lower() if isinstance(value, bool) else str(value) for value in values]
+    return field.path, " ".join(shown), field.allowed, field.what

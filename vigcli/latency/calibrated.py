@@ -46,6 +46,7 @@ _MERGED_FAMILIES = {
     "recnext": "repvit",
     "efficientformerv2": "efficientformer",
     "mobilevitv2": "mobilevit",
+    "mobilevitv3": "mobilevit",
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vigcli.nn.blocks import ConvNorm
-from vigcli.nn.deploy import Foldable
+from vigcli.nn.deploy import Foldable, scale_input
 
 
 class MultiHeadAttention(Foldable):
@@ -25,10 +25,8 @@ class MultiHeadAttention(Foldable):
         self.is_scaled = False  # the queries by 1 / sqrt(channels of a head)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, heads, N, C / heads)
-            for part in self.qkv(x).chunk(3, -1)
-        )
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, C / heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, C / heads); one transposition for all three
         if not self.is_scaled:
             q = q * q.shape[-1] ** -0.5
         x = (q @ k.transpose(-2, -1)).softmax(-1) @ v
@@ -55,14 +53,33 @@ class SeparableAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         width = self.qkv.out_channels // 2
         q, k, v = self.qkv(x).split([1, width, width], 1)
-        context = (k * q.softmax(2)).sum(2, keepdim=True)  # (B, C, 1, P)
+        scores = q.softmax(2) * x.shape[2]  # near 1, and a mean for a sum: near 1 / N their products vanish in fp16
+        context = (k * scores).mean(2, keepdim=True)  # (B, C, 1, P)
         return self.proj(v.relu() * context)
 
 
-class TransformerLayer(nn.Module):
+class GlobalNorm(nn.GroupNorm):
+    """Group norm of one group: over channels, patches and places, (B, C, N, P) -> (B, C, N, P).
+
+    Computed as a layer norm, which CoreML has as one operation; a group norm it takes apart, and squares in fp16 are
+    where small deviations vanish.
+    """
+
+    def __init__(self, width: int, affine: bool = True):
+        super().__init__(1, width, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x, [int(size) for size in x.shape[1:]], eps=self.eps)  # numbers: tracing sees constants
+        return x * self.weight[:, None, None] + self.bias[:, None, None] if self.affine else x
+
+
+Norm = nn.LayerNorm | GlobalNorm
+
+
+class TransformerLayer(Foldable):
     """Attention and a feed-forward layer, each after a norm and with a residual."""
 
-    def __init__(self, norms: tuple[nn.Module, nn.Module], attention: nn.Module, ffn: nn.Module, dropout: float):
+    def __init__(self, norms: tuple[Norm, Norm], attention: nn.Module, ffn: nn.Sequential, dropout: float):
         super().__init__()
         self.norm1, self.norm2 = norms
         self.attention = attention
@@ -72,6 +89,14 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x)))
         return x + self.dropout(self.ffn(self.norm2(x)))
+
+    def fold(self, keep_norm: bool) -> nn.Module:
+        """The factors of a global norm go into the convolution behind it; a layer norm has them for nothing."""
+        if not keep_norm and isinstance(self.attention, SeparableAttention):
+            scale_input(self.attention.qkv, self.norm1.weight, self.norm1.bias)
+            scale_input(self.ffn[0], self.norm2.weight, self.norm2.bias)
+            self.norm1 = self.norm2 = GlobalNorm(self.attention.proj.out_channels, affine=False)
+        return self
 
 
 class MultiHeadTransformer(nn.Sequential):
@@ -100,23 +125,20 @@ class MultiHeadTransformer(nn.Sequential):
 
 
 class SeparableTransformer(nn.Sequential):
-    """Layers with separable attention (MobileViTv2 Section 3): (B, C, N, P) -> (B, C, N, P).
-
-    Norms have one group: the mean is over channels, patches and places.
-    """
+    """Layers with separable attention (MobileViTv2 Section 3): (B, C, N, P) -> (B, C, N, P)."""
 
     def __init__(self, width: int, depth: int, expansion: int, dropout: float):
         hidden = expansion * width
         layers = [
             TransformerLayer(
-                (nn.GroupNorm(1, width), nn.GroupNorm(1, width)),
+                (GlobalNorm(width), GlobalNorm(width)),
                 SeparableAttention(width),
                 nn.Sequential(nn.Conv2d(width, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, width, 1)),
                 dropout,
             )
             for _ in range(depth)
         ]
-        super().__init__(*layers, nn.GroupNorm(1, width))
+        super().__init__(*layers, GlobalNorm(width))
 
 
 class MobileViTBlock(nn.Module):

@@ -62,3 +62,13 @@ def scale_output(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | Non
     folded.weight.copy_(conv.weight.double() * scale.double()[:, None, None, None])
     folded.bias.copy_(bias)
     return folded
+
+
+@torch.no_grad()
+def scale_input(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> None:
+    """Make a 1x1 convolution with bias equal to `conv(x * scale + shift)`, with scale and shift of shape (C,)."""
+    assert conv.kernel_size == (1, 1)
+    assert conv.bias is not None
+    weight = conv.weight.double()
+    conv.bias.copy_(conv.bias.double() + weight[:, :, 0, 0] @ shift.double())
+    conv.weight.copy_(weight * scale.double()[:, None, None])

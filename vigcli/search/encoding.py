@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 
 from vigcli.config.archs import ArchConfig, BlockSpec, StageShape
-from vigcli.config.load import split_path
+from vigcli.config.load import parse_as, split_path
 from vigcli.config.space import SearchSpace
+from vigcli.errors import ConfigError
 from vigcli.latency.table import LatencyTable
 from vigcli.measure.count import count_block, training_trace
 from vigcli.search.score import FAMILY_OFFSETS, predicted_top1_percent
@@ -257,8 +257,8 @@ def _segments(
             container, key = slots[gene]
             container[key] = value
         try:
-            return type(base).parse(data)
-        except pydantic.ValidationError:
+            return parse_as(type(base), data)
+        except ConfigError:
             return None
 
     segments = []
