@@ -60,6 +60,11 @@ class OpTrace:
         return sum(op.weight_bytes for op in self.ops) / 1e6
 
     @property
+    def moved_bytes(self) -> int:
+        """Bytes of fp16 that a forward pass moves: activations in and out and weights over all `ops`, no fusion F2."""
+        return sum(op.act_bytes + op.weight_bytes for op in self.ops)
+
+    @property
     def spill_mb(self) -> float:
         """Megabytes (1e6) of each op's activations beyond 2 MB."""
         return sum(max(0, op.act_bytes - SPILL_BYTES) for op in self.ops) / 1e6

@@ -1,4 +1,4 @@
-"""Parameter counts in the three forms that matter, without allocating a weight."""
+"""Parameter counts in the forms that matter, without allocating a weight."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from torch import nn
 from vigcli.archs import build, build_block, inference_form
 from vigcli.config.archs import ArchConfig, BlockSpec, TimmConfig
 from vigcli.latency.trace import OpTrace
-from vigcli.measure.trace import trace
+from vigcli.measure.memory import peak_bytes
+from vigcli.measure.trace import op_trace, record, trace
 from vigcli.nn.deploy import deploy
 
 
 class ParamCounts(NamedTuple):
-    """Parameters: in training, at inference as papers count (one head, branches merged, norms kept), and deployed."""
+    """Parameters: in training, those that learn, at inference as papers count (one head, norms kept), and deployed."""
 
     total: int
+    trainable: int
     inference: int
     deployed: int
 
@@ -30,12 +32,17 @@ def num_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def num_trainable(model: nn.Module) -> int:
+    """Parameters that a training may change: those that are not frozen."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def count_params(config: ArchConfig) -> ParamCounts:
-    """The three counts of a network: the sums over its blocks."""
+    """The counts of a network: the sums over its blocks."""
     if isinstance(config, TimmConfig):
         model = build(config, device="meta")
         deployed = num_params(inference_form(config, model))
-        return ParamCounts(num_params(model), deployed, deployed)
+        return ParamCounts(num_params(model), num_trainable(model), deployed, deployed)
     blocks = [count_block(config.family, spec).params for spec in config.blocks()]
     return ParamCounts(*map(sum, zip(*blocks, strict=True)))
 
@@ -52,11 +59,12 @@ def thop_macs(config: ArchConfig) -> int:
 
 
 class BlockCount(NamedTuple):
-    """One block by itself: its parameters, and what its deployed form runs."""
+    """One block by itself: its parameters, what its deployed form runs, and the activations that are then in memory."""
 
     spec: BlockSpec
     params: ParamCounts
     deployed: OpTrace
+    peak_bytes: int
 
 
 def count_block(family: str, spec: BlockSpec) -> BlockCount:
@@ -68,8 +76,10 @@ def count_block(family: str, spec: BlockSpec) -> BlockCount:
 def _count_block(family: str, spec: BlockSpec) -> BlockCount:
     block = nn.Sequential(build_block(family, spec, "meta"))  # in a container, so that it can be replaced
     deployed = deploy(block)
-    params = ParamCounts(num_params(block), num_params(deploy(block, keep_norm=True)), num_params(deployed))
-    return BlockCount(spec, params, trace(deployed, spec.in_shape))
+    inference = num_params(deploy(block, keep_norm=True))
+    params = ParamCounts(num_params(block), num_trainable(block), inference, num_params(deployed))
+    calls = record(deployed, spec.in_shape)
+    return BlockCount(spec, params, op_trace(calls), peak_bytes(calls))
 
 
 def training_trace(family: str, spec: BlockSpec) -> OpTrace:

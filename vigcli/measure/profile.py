@@ -9,7 +9,8 @@ from vigcli.config.archs import ArchConfig, TimmConfig
 from vigcli.latency.table import LatencyEstimate, LatencyTable
 from vigcli.latency.trace import OpTrace
 from vigcli.measure.count import ParamCounts, count_block, count_params, num_params
-from vigcli.measure.trace import trace
+from vigcli.measure.memory import peak_bytes
+from vigcli.measure.trace import op_trace, record
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,27 @@ class BlockProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """A network in numbers: the blocks add up to it."""
+    """A network in numbers: the blocks add up to it.
 
-    name: str  # by which a latency table tells the family
+    Attributes:
+        name: by which a latency table tells the family.
+        peak_bytes: the most bytes of fp16 activations alive at once in the deployed form, batch 1.
+    """
+
+    name: str
     params: ParamCounts
     blocks: tuple[BlockProfile, ...]
+    peak_bytes: int
 
     @property
     def macs(self) -> int:
         """MACs of convolution, linear and matmul in the deployed form, batch 1."""
         return sum(block.trace.macs for block in self.blocks)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of fp16 activations and weights that a forward pass of the deployed form moves, by fusion F0."""
+        return sum(block.trace.moved_bytes for block in self.blocks)
 
     def latency(self, table: LatencyTable, precision: str = "fp16") -> LatencyEstimate:
         """The price of the network. Raises NotMeasurableError for a precision that the table does not know."""
@@ -42,38 +54,37 @@ class Profile:
 
 def profile(config: ArchConfig) -> Profile:
     """Count every block of a network. Raises ConfigError for a network that cannot be built."""
-    if isinstance(config, TimmConfig):
-        return Profile(config.name, count_params(config), _timm_blocks(config))
-    return Profile(config.family, count_params(config), _blocks(config))
+    return _timm(config) if isinstance(config, TimmConfig) else _ours(config)
 
 
-def _blocks(config: ArchConfig) -> tuple[BlockProfile, ...]:
+def _ours(config: ArchConfig) -> Profile:
     stem, *stages, head = config.segments()
     named = [("stem", stem[0])]
     named += [(f"stages[{i}].blocks[{j}]", spec) for i, stage in enumerate(stages) for j, spec in enumerate(stage)]
     named += [("head", head[0])]
-    blocks = []
-    for name, spec in named:
-        count = count_block(config.family, spec)
-        blocks.append(BlockProfile(name, spec.signature, count.params.deployed, count.deployed))
-    return tuple(blocks)
+    counts = [(name, count_block(config.family, spec)) for name, spec in named]
+    blocks = (BlockProfile(name, count.spec.signature, count.params.deployed, count.deployed) for name, count in counts)
+    # Blocks run one after another and hand one value on, so none sees more of the network than its own input.
+    peak = max(count.peak_bytes for _, count in counts)
+    return Profile(config.family, count_params(config), tuple(blocks), peak)
 
 
-def _timm_blocks(config: TimmConfig) -> tuple[BlockProfile, ...]:
-    """The parts that a timm network names at its top, one level deeper where they are lists of stages."""
+def _timm(config: TimmConfig) -> Profile:
+    """By the parts that a timm network names at its top, one level deeper where they are lists of stages."""
     model = inference_form(config, build(config, device="meta"))
     parts = {}
     for name, child in model.named_children():
         children = dict(child.named_children()) if name in ("stages", "blocks", "layers") else {}
         parts.update({f"{name}[{key}]": part for key, part in children.items()} or {name: child})
-    traced = trace(model, (config.in_chans, config.resolution, config.resolution), parts)
-    names = list(dict.fromkeys(op.block for op in (*traced.ops, *traced.fused)))
-    return tuple(
+    calls = record(model, (config.in_chans, config.resolution, config.resolution), parts)
+    traced = op_trace(calls)
+    blocks = (
         BlockProfile(
             name or "(between)",
             f"timm:{config.name} {name} {config.resolution}",
             num_params(parts[name]) if name in parts else 0,
             traced.block(name),
         )
-        for name in names
+        for name in dict.fromkeys(op.block for op in (*traced.ops, *traced.fused))
     )
+    return Profile(config.name, count_params(config), tuple(blocks), peak_bytes(calls))

@@ -1,7 +1,8 @@
 """The op trace of a network: one run without weights, then the capture rule of the published features.
 
 The rule (one op per ATen call, what is folded, what is free) is the one that the latency coefficients were fitted
-to: another rule gives other megabytes, and silently wrong milliseconds. Prices are `vigcli.latency`'s matter.
+to: another rule gives other megabytes, and silently wrong milliseconds. Prices are `vigcli.latency`'s matter, and how
+much of it is in memory at once `vigcli.measure.memory`'s.
 """
 
 from __future__ import annotations
@@ -49,18 +50,18 @@ _NAMES = {
 }
 _KIND_OF = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 _KIND_OF_OP = {"bn": "elt", "relu": "elt", "act": "elt", "affine": "elt", "copy": "perm"}  # the others keep theirs
-_SLICES = ("split", "split_with_sizes", "slice")
+SLICES = ("split", "split_with_sizes", "slice")
 _WEIGHTED = ("dense", "pw", "dw", "grp", "lin")
 _LAYERS = (*_WEIGHTED, "mm")
 
 
 @dataclass(eq=False)
-class _Node:
+class Node:
     """One call of the run (or one of its inputs), with what the rules ask about it."""
 
     kind: str
     name: str
-    inputs: tuple[_Node, ...]
+    inputs: tuple[Node, ...]
     shape: tuple[int, ...]
     block: str = ""
     constant: bool = False  # computed from parameters and buffers alone
@@ -88,6 +89,13 @@ def trace(model: nn.Module, input_shape: Sequence[int], blocks: Mapping[str, nn.
         input_shape: (C, H, W), or (1, C, H, W).
         blocks: modules of `model` by name; an op belongs to the innermost of them that is running, else to "".
     """
+    return op_trace(record(model, input_shape, blocks))
+
+
+def record(
+    model: nn.Module, input_shape: Sequence[int], blocks: Mapping[str, nn.Module] | None = None
+) -> tuple[Node, ...]:
+    """The calls that `model` makes on one image, in the order in which they run; arguments as of `trace`."""
     shape = (1, *input_shape[-3:])
     memo = _meta_tensors(model)
     twin = copy.deepcopy(model, memo).eval()
@@ -97,7 +105,11 @@ def trace(model: nn.Module, input_shape: Sequence[int], blocks: Mapping[str, nn.
     recorder.start(image)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:  # attention op by op, its matmuls counted
         twin(image)
-    nodes = recorder.nodes
+    return tuple(recorder.nodes)
+
+
+def op_trace(nodes: Sequence[Node]) -> OpTrace:
+    """The ops that recorded calls are, by the capture rule."""
     return OpTrace(tuple(_capture(nodes)), tuple(_fuse(nodes)), max((node.depth for node in nodes), default=0))
 
 
@@ -117,8 +129,8 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, blocks: Mapping[str, nn.Module]):
         super().__init__()
-        self.nodes: list[_Node] = []
-        self._made: dict[int, _Node] = {}  # id of a tensor -> what made it
+        self.nodes: list[Node] = []
+        self._made: dict[int, Node] = {}  # id of a tensor -> what made it
         self._kept: list[Tensor] = []  # an id is only a name while its tensor lives
         self._views: dict[int, Tensor] = {}  # id of a view -> what it is a view of
         self._running: list[str] = [""]
@@ -133,7 +145,7 @@ class _Recorder(TorchDispatchMode):
         self._running.pop()
 
     def start(self, image: Tensor) -> None:
-        self._remember(image, _Node("input", "", (), tuple(image.shape)))
+        self._remember(image, Node("input", "", (), tuple(image.shape)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -153,30 +165,30 @@ class _Recorder(TorchDispatchMode):
                 self._write_through(outputs[0], node)
         return result
 
-    def _write_through(self, written: Tensor, node: _Node) -> None:
+    def _write_through(self, written: Tensor, node: Node) -> None:
         """After an in-place call on a view, what it is a view of comes from that call too."""
         while id(written) in self._views:
             written = self._views[id(written)]
             self._remember(written, _part_of(node, written))
 
-    def _node_of(self, tensor: Tensor) -> _Node:
+    def _node_of(self, tensor: Tensor) -> Node:
         if id(tensor) not in self._made:
             kind = "param" if isinstance(tensor, nn.Parameter) else "make"
-            self._remember(tensor, _Node(kind, "", (), tuple(tensor.shape), constant=True))
+            self._remember(tensor, Node(kind, "", (), tuple(tensor.shape), constant=True))
         return self._made[id(tensor)]
 
-    def _remember(self, tensor: Tensor, node: _Node) -> None:
+    def _remember(self, tensor: Tensor, node: Node) -> None:
         self._made[id(tensor)] = node
         self._kept.append(tensor)
 
 
-def _part_of(node: _Node, tensor: Tensor) -> _Node:
-    return _Node("pick", node.name, (node,), tuple(tensor.shape), node.block, node.constant, node.depth)
+def _part_of(node: Node, tensor: Tensor) -> Node:
+    return Node("pick", node.name, (node,), tuple(tensor.shape), node.block, node.constant, node.depth)
 
 
-def _describe(name: str, args: Sequence[Any], inputs: tuple[_Node, ...], shape: tuple[int, ...], block: str) -> _Node:
+def _describe(name: str, args: Sequence[Any], inputs: tuple[Node, ...], shape: tuple[int, ...], block: str) -> Node:
     kind = _KIND_OF.get(name, "elt")
-    node = _Node(kind, name, inputs, shape, block, kind == "make" or all(x.constant for x in inputs))
+    node = Node(kind, name, inputs, shape, block, kind == "make" or all(x.constant for x in inputs))
     if kind == "conv":
         _describe_convolution(node, groups=args[8], transposed=args[6])
     elif kind == "product":
@@ -191,7 +203,7 @@ def _describe(name: str, args: Sequence[Any], inputs: tuple[_Node, ...], shape: 
     return node
 
 
-def _describe_convolution(node: _Node, groups: int, transposed: bool) -> None:
+def _describe_convolution(node: Node, groups: int, transposed: bool) -> None:
     image, weight = node.inputs[:2]
     kernel = weight.shape[2:]
     if groups > 1:
@@ -203,7 +215,7 @@ def _describe_convolution(node: _Node, groups: int, transposed: bool) -> None:
     node.macs = (image.num if transposed else node.num) * weight.num // weight.shape[0]
 
 
-def _describe_product(node: _Node) -> None:
+def _describe_product(node: Node) -> None:
     """A product with constants is a linear layer, of two activations a matmul; an added bias is left out."""
     left, right = node.inputs[-2:]
     if node.constant:
@@ -215,32 +227,29 @@ def _describe_product(node: _Node) -> None:
     node.weight_bytes = sum(x.out_bytes for x in (left, right) if x.constant)
 
 
-def _op(node: _Node, act_bytes: int | None = None) -> Op:
+def _op(node: Node, act_bytes: int | None = None) -> Op:
     moved = node.in_bytes + node.out_bytes if act_bytes is None else act_bytes
     return Op(_KIND_OF_OP.get(node.kind, node.kind), moved, node.weight_bytes, node.macs, node.block)
 
 
-def _is_free(node: _Node) -> bool:
+def _is_free(node: Node) -> bool:
     """Views, and the permutations and slices that are too small to have been counted."""
     if node.kind == "perm":
         return len(node.shape) < 3 or node.num <= MIN_PERM
-    if node.name in _SLICES:
+    if node.name in SLICES:
         return node.num <= MIN_SLICE or node.shape == node.inputs[0].shape
     return node.kind in ("view", "pick", "make")
 
 
-def _capture(nodes: Iterable[_Node]) -> list[Op]:
-    """Fusion F0: layers absorb the batch norm, ReLU and layer scale that follow, a batch norm alone its ReLU."""
+def _capture(nodes: Sequence[Node]) -> list[Op]:
+    """Fusion F0: every call that is not folded, not free and no copy of what was permuted."""
     ops: list[Op] = []
-    absorbs: set[_Node] = set()
-    permuted: set[_Node] = set()
+    folded = folded_calls(nodes)
+    permuted: set[Node] = set()
     for node in nodes:
         source = node.inputs[0] if node.inputs else None
-        if _is_folded(node, absorbs):
-            absorbs.add(node)
+        if node in folded:
             continue
-        if node.kind in (*_WEIGHTED, "bn") or (node.kind == "view" and source in absorbs):
-            absorbs.add(node)
         if node.kind == "perm" or (node.kind == "view" and source in permuted):
             permuted.add(node)
         is_copy_of_permuted = node.kind == "copy" and (source in permuted or (ops and ops[-1].kind == "perm"))
@@ -249,7 +258,19 @@ def _capture(nodes: Iterable[_Node]) -> list[Op]:
     return ops
 
 
-def _is_folded(node: _Node, absorbs: set[_Node]) -> bool:
+def folded_calls(nodes: Iterable[Node]) -> set[Node]:
+    """Batch norm, ReLU and layer scale that the layer before them absorbs, and the ReLU of a batch norm alone."""
+    absorbs: set[Node] = set()
+    folded: set[Node] = set()
+    for node in nodes:
+        if _is_folded(node, absorbs):
+            folded.add(node)
+        if node in folded or node.kind in (*_WEIGHTED, "bn") or (node.kind == "view" and node.inputs[0] in absorbs):
+            absorbs.add(node)
+    return folded
+
+
+def _is_folded(node: Node, absorbs: set[Node]) -> bool:
     if node.kind in ("bn", "relu"):
         return node.inputs[0] in absorbs
     if node.kind == "affine":
@@ -257,10 +278,10 @@ def _is_folded(node: _Node, absorbs: set[_Node]) -> bool:
     return False
 
 
-def _fuse(nodes: Iterable[_Node]) -> list[Op]:
+def _fuse(nodes: Iterable[Node]) -> list[Op]:
     """Fusion F2: activations and scalar ops belong to the op before; a residual sum costs its other operand alone."""
     ops: list[Op] = []
-    maker: dict[_Node, int] = {}  # the op that a value comes from
+    maker: dict[Node, int] = {}  # the op that a value comes from
     for node in nodes:
         varying = [x for x in node.inputs if not x.constant]
         if node.constant or not varying:
@@ -273,18 +294,18 @@ def _fuse(nodes: Iterable[_Node]) -> list[Op]:
             maker[node] = index
         elif not (_is_free(node) or (node.kind == "copy" and _origin(varying[0]).kind == "perm")):
             maker[node] = len(ops)
-            ops.append(_op(node, 2 * node.out_bytes if node.name in _SLICES else None))
+            ops.append(_op(node, 2 * node.out_bytes if node.name in SLICES else None))
     return ops
 
 
-def _origin(node: _Node) -> _Node:
+def _origin(node: Node) -> Node:
     """What the value is a view or a part of."""
     while node.kind in ("view", "pick"):
         node = node.inputs[0]
     return node
 
 
-def _extra_bytes(node: _Node, latest: _Node, varying: Sequence[_Node], maker_kind: str) -> int | None:
+def _extra_bytes(node: Node, latest: Node, varying: Sequence[Node], maker_kind: str) -> int | None:
     """What the op that made `latest` moves more if `node` is folded into it, None if it is not."""
     if node.kind in ("view", "bn", "relu", "act") or (node.kind in ("perm", "copy") and maker_kind == "perm"):
         return 0
