@@ -9,13 +9,14 @@ import click
 
 from vigcli.cli.options import json_option, num_classes_option, resolution_option, set_option, table_option
 from vigcli.cli.output import emit_json, fields, say, table
-from vigcli.errors import InfeasibleError, UsageError
+from vigcli.errors import InfeasibleError, UsageError, did_you_mean
 from vigcli.units import format_bytes, format_count, parse_latency_ms
 
 
 @click.command()
 @click.argument("subject", required=False)
 @click.option("--budget", metavar="MS", help="End with exit code 4 when SUBJECT is slower: 1.0ms.")
+@click.option("--paper", is_flag=True, help="Set our counts beside the published ones, by the counter of each paper.")
 @table_option
 @set_option
 @resolution_option
@@ -24,24 +25,33 @@ from vigcli.units import format_bytes, format_count, parse_latency_ms
 def command(
     subject: str | None,
     budget: str | None,
+    paper: bool,
     table_name: str,
     settings: tuple[str, ...],
     resolution: int | None,
     num_classes: int | None,
     as_json: bool,
 ) -> None:
-    """Count parameters and MACs and price the latency: of every registered network, or of SUBJECT block by block.
+    """Count parameters, MACs and memory and price the latency: of every registered network, or of SUBJECT by blocks.
 
     SUBJECT is a network's name, timm:NAME, a recipe, a checkpoint, or a CoreML package.
 
     Example:  vig profile timm:mobilenetv2_100 --budget 1.0ms
     """
     budget_ms = parse_latency_ms(budget) if budget is not None else None
+    changed = budget is not None or settings or resolution or num_classes
+    if paper:
+        if changed:
+            raise UsageError(
+                "papers print figures of their own networks alone.", "Leave out --budget, --set and the like."
+            )
+        _paper(subject, as_json)
+        return
     from vigcli.latency.table import load_table
 
     latency_table = load_table(table_name)
     if subject is None:
-        if budget is not None or settings or resolution or num_classes:
+        if changed:
             raise UsageError("without a network there is nothing to change or hold to a budget.", "Name a network.")
         _all(latency_table, as_json)
     else:
@@ -77,7 +87,6 @@ def _config(
 
 def _all(latency_table: Any, as_json: bool) -> None:
     from vigcli.config.archs import PUBLISHED, VARIANTS
-    from vigcli.measure.count import thop_macs
     from vigcli.measure.profile import profile
 
     records = []
@@ -85,35 +94,38 @@ def _all(latency_table: Any, as_json: bool) -> None:
         counted, published = profile(config), PUBLISHED[name]
         estimate = counted.latency(latency_table)
         records.append({
-            "name": name, "resolution": config.resolution, **_counts(counted), "macs_thop": thop_macs(config),
-            **_latency(estimate), "published": published._asdict(),
+            "name": name, "resolution": config.resolution, **_counts(counted, config), **_latency(estimate),
+            "published": published._asdict(),
         })  # fmt: skip
     if as_json:
         emit_json(records)
         return
     columns = (
-        "network", "params", "at inference", "deployed", "MACs", "thop", "ms (calibrated)",
-        "published: params M", "GMACs", "ms", "top-1 %",
+        "network", "px", "params", "inference", "deployed", "MACs", "thop", "calibrated ms",
+        "published M", "GMACs", "ms", "top-1 %",
     )  # fmt: skip
     rows = [
         (
-            r["name"], f"{r['params_total']:,}", f"{r['params_inference']:,}", f"{r['params_deployed']:,}",
+            r["name"], r["resolution"],
+            format_count(r["params_total"]), format_count(r["params_inference"]), format_count(r["params_deployed"]),
             format_count(r["macs"]), format_count(r["macs_thop"]),
             f"{r['latency_ms']:.2f}{' *' if r['latency_outside_fit'] else ''}",
-            r["published"]["params_m"], r["published"]["gmacs"], r["published"]["latency_ms"], r["published"]["top1"],
+            r["published"]["params_m"], r["published"]["gmacs"],
+            r["published"]["latency_ms"] if r["published"]["device"] == latency_table.device else None,
+            r["published"]["top1"],
         )
         for r in records
     ]  # fmt: skip
-    table(columns, rows, title=f"{latency_table.device}, {latency_table.os}, fp16, batch 1, 224 px")
-    say("params: total (two heads), at inference as papers count (one head, norms kept), deployed (norms folded).")
-    say("MACs: convolution, linear and matmul of the deployed form; thop: the training form, batch norm added.")
+    table(columns, rows, title=f"{latency_table.device}, {latency_table.os}, fp16, batch 1")
+    say("params: total (all heads), at inference as papers count (one head, norms kept), deployed (norms folded).")
+    say("MACs: convolution, linear and matmul of the deployed form; thop: the training form, norms added, no matmul.")
+    say("--paper sets the counts beside the published ones, whose counters differ; --json has every digit, and memory.")
     _say_errors(latency_table)
     if any(r["latency_outside_fit"] for r in records):
         say("*: outside the fitted range, do not trust.")
 
 
 def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_ms: float | None, as_json: bool) -> None:
-    from vigcli.measure.count import thop_macs
     from vigcli.measure.profile import profile
 
     counted = profile(config)
@@ -133,7 +145,12 @@ def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_m
             }
             for b, p in zip(counted.blocks, prices, strict=True)
         ]
-        record = {"name": subject, "arch": config.model_dump(mode="json"), **_counts(counted), **_latency(estimate)}
+        record = {
+            "name": subject,
+            "arch": config.model_dump(mode="json"),
+            **_counts(counted, config),
+            **_latency(estimate),
+        }
         emit_json({**record, "precision": precision, "blocks": blocks, "over_budget": over})
     else:
         rows = [
@@ -152,12 +169,14 @@ def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_m
             title=f"{subject}, deployed, {config.resolution} px",
         )
         click.echo()
-        counts = _counts(counted)
+        counts = _counts(counted, config)
         fields([
-            ("params", f"{counts['params_total']:,} total, {counts['params_inference']:,} at inference, "
-                       f"{counts['params_deployed']:,} deployed"),
-            ("MACs", f"{counts['macs']:,} (thop: {thop_macs(config):,})"),
+            ("params", f"{counts['params_total']:,} total, {counts['params_trainable']:,} trainable, "
+                       f"{counts['params_inference']:,} at inference, {counts['params_deployed']:,} deployed"),
+            ("MACs", f"{counts['macs']:,} (thop: {counts['macs_thop']:,})"),
             ("weights", f"{format_bytes(2 * counts['params_deployed'])} in fp16"),
+            ("activations", f"{format_bytes(counts['peak_activation_bytes'])} at their peak, op by op"),
+            ("moved", f"{format_bytes(counts['moved_bytes'])} of activations and weights in a forward pass, unfused"),
             ("latency", str(estimate or f"not known: the table of {latency_table.device} knows fp16, not {precision}")),
         ])  # fmt: skip
         if estimate is not None:
@@ -169,9 +188,66 @@ def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_m
         )
 
 
-def _counts(counted: Any) -> dict[str, int]:
+def _paper(name: str | None, as_json: bool) -> None:
+    from vigcli.config.archs import PUBLISHED, UNEXPLAINED
+    from vigcli.measure.counters import DIFFERENCES, paper_row
+
+    if name is not None and name not in PUBLISHED:
+        raise UsageError(f"no paper's figures of '{name}' are known.", did_you_mean(name, PUBLISHED) or _LIST)
+    rows = [paper_row(known) for known in PUBLISHED if name in (None, known)]
+    if as_json:
+        emit_json([_paper_record(row) for row in rows])
+        return
+    columns = ("network", "params M", "counted", "true", "GMACs", "counted", "true", "counters", "explained")
+    cells = [(row.name, *_three(row.params), *_three(row.macs), _counters(row), _explained(row)) for row in rows]
+    table(columns, cells, title="published, by the counter that the paper used, and true")
+    say("true: every parameter, and convolution, linear and matmul, of the training form (all heads).")
+    for counter in dict.fromkeys(x.counter for row in rows for x in (row.params, row.macs) if x.counter in DIFFERENCES):
+        say(f"{counter}: {DIFFERENCES[counter]}")
+    for row in rows:
+        if row.name in UNEXPLAINED:
+            say(f"{row.name}: {UNEXPLAINED[row.name]}")
+
+
+_LIST = "`vig ls archs` lists the networks."
+
+
+def _three(figure: Any) -> tuple[str | None, str, str]:
+    return figure.printed, f"{figure.counted / figure.unit:.3f}", f"{figure.true / figure.unit:.3f}"
+
+
+def _counters(row: Any) -> str:
+    return ", ".join(dict.fromkeys((row.params.counter, row.macs.counter)))
+
+
+def _explained(row: Any) -> str:
+    """Whether what the counters give rounds to what is published, or is cut off to it."""
+    for figure in (row.params, row.macs):
+        if figure.explained == "no":
+            return f"no: {figure.printed}, counted {figure.counted / figure.unit:.{figure.decimals}f}"
+    return "yes, cut off" if "cut off" in (row.params.explained, row.macs.explained) else "yes"
+
+
+def _paper_record(row: Any) -> dict[str, Any]:
+    from vigcli.config.archs import PUBLISHED
+    from vigcli.measure.counters import all_counts
+
+    def record(figure: Any, unit: str) -> dict[str, Any]:
+        return {
+            f"published_{unit}": figure.published, "counter": figure.counter, "counted": figure.counted,
+            "true": figure.true, "explained": figure.explained,
+        }  # fmt: skip
+
+    figures = {"params": record(row.params, "m"), "macs": record(row.macs, "g")}
+    return {"name": row.name, "source": PUBLISHED[row.name].source, **figures, "counters": all_counts(row.name)}
+
+
+def _counts(counted: Any, config: Any) -> dict[str, int]:
+    from vigcli.measure.count import thop_macs
+
     params = {f"params_{form}": value for form, value in counted.params._asdict().items()}
-    return {**params, "macs": counted.macs}
+    memory = {"peak_activation_bytes": counted.peak_bytes, "moved_bytes": counted.moved_bytes}
+    return {**params, "macs": counted.macs, "macs_thop": thop_macs(config), **memory}
 
 
 def _latency(estimate: Any) -> dict[str, Any]:

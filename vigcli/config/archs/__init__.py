@@ -11,13 +11,16 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from vigcli.config.archs import mobilevig, mobilevit
-from vigcli.config.archs.base import ArchConfig, BlockSpec, Published, StageShape
+from vigcli.config.archs.base import ArchConfig, BlockSpec, CountedWith, Published, StageShape
 from vigcli.config.archs.mobilevig import MobileViGConfig, MobileViGv2Config
 from vigcli.config.archs.mobilevit import MobileViTConfig, MobileViTv2Config, MobileViTv3Config
 from vigcli.config.load import parse_as
 from vigcli.errors import ConfigError, did_you_mean
 
-__all__ = ["PUBLISHED", "VARIANTS", "AnyArch", "ArchConfig", "ArchName", "BlockSpec", "Published", "StageShape"]
+__all__ = [
+    "COUNTED_WITH", "PUBLISHED", "UNEXPLAINED", "VARIANTS", "AnyArch", "ArchConfig", "ArchName", "BlockSpec",
+    "CountedWith", "Published", "StageShape",
+]  # fmt: skip
 
 
 class TimmConfig(ArchConfig):
@@ -40,6 +43,9 @@ AnyArch = Annotated[
 
 VARIANTS: dict[str, AnyArch] = {**mobilevig.VARIANTS, **mobilevit.VARIANTS}
 PUBLISHED: dict[str, Published] = {**mobilevig.PUBLISHED, **mobilevit.PUBLISHED}
+COUNTED_WITH: dict[str, CountedWith] = {**mobilevig.COUNTED_WITH, **mobilevit.COUNTED_WITH}
+UNEXPLAINED: dict[str, str] = mobilevit.UNEXPLAINED
+"""Published figures that no counter gives, and what is known of them."""
 
 
 def arch_config(name: str) -> AnyArch:

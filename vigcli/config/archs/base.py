@@ -92,3 +92,11 @@ class Published(NamedTuple):
     latency_ms: float | None
     device: str | None
     source: str
+
+
+class CountedWith(NamedTuple):
+    """The counters, of `vigcli.measure.counters`, that a paper's figures come from, inferred from their agreement."""
+
+    params: str
+    macs: str
+    gmacs_decimals: int  # of GMACs, that the paper prints

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vigcli.config.archs.base import ArchConfig, BlockSpec, Depth, Expansion, Published, Size, StageShape
+from vigcli.config.archs.base import ArchConfig, BlockSpec, CountedWith, Depth, Expansion, Published, Size, StageShape
 from vigcli.config.load import Strict
 
 STRIDES = (2, 4, 8, 16, 32)
@@ -278,3 +278,8 @@ PUBLISHED = {
     "mobilevitv3_075": Published(3.0, 1.064, 76.55, None, None, _V3),
     "mobilevitv3_100": Published(5.1, 1.876, 78.64, None, None, _V3),
 }
+COUNTED_WITH = {  # the repositories of v1 and of v3-XXS, -XS and -S are made of cvnets 0.1, the others of 0.2
+    name: CountedWith("true", "cvnets-0.1" if config.attention == "multi_head" else "cvnets-0.2", 3)
+    for name, config in VARIANTS.items()
+}
+UNEXPLAINED = {"mobilevitv2_100": "no counter gives 1.851 GMACs; perhaps two digits of 1.815 changed places."}

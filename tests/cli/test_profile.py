@@ -1,0 +1,47 @@
+"""What `vig profile` prints: the published figures and what explains them, to the letter; the overview, by its shape.
+
+After a deliberate change, `VIG_WRITE_PAPER=1 pytest tests/cli/test_profile.py` writes `paper.txt` anew; read its diff.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vigcli.cli.main import main
+from vigcli.config.archs import VARIANTS
+
+Vig = Callable[..., str]
+PAPER = Path(__file__).parent / "paper.txt"
+
+
+def test_the_counts_beside_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["profile", "--paper"])
+    captured = capsys.readouterr()
+    if "VIG_WRITE_PAPER" in os.environ:
+        PAPER.write_text(captured.out + captured.err, encoding="utf-8")
+    assert captured.out + captured.err == PAPER.read_text(encoding="utf-8")
+
+
+def test_one_network_beside_its_paper(vig: Vig) -> None:
+    (record,) = json.loads(vig("profile", "--paper", "mobilevigv2_b", "--json"))
+    assert record["params"]["counted"] == record["counters"]["params"]["sld"] == 27_724_190
+    assert record["macs"]["published_g"] == 3.6
+    assert record["counters"]["macs"]["thop"] == 3_629_707_776
+    vig("profile", "--paper", "timm:fastvit_t8", code=2)
+    vig("profile", "--paper", "mobilevigv2_b", "--resolution", "192", code=2)
+
+
+def test_the_overview_fits_and_its_json_has_every_count(vig: Vig) -> None:
+    lines = vig("profile").splitlines()
+    assert len(lines) == 2 + len(VARIANTS)
+    assert max(map(len, lines)) <= 120
+    record = json.loads(vig("profile", "mobilevigv2_ti", "--json"))
+    assert record["params_total"] == record["params_trainable"] == 5_695_824
+    assert record["peak_activation_bytes"] == 2 * 56 * 56 * (32 + 128 + 128)  # a skip, a hidden layer and its GELU
+    assert record["moved_bytes"] > record["peak_activation_bytes"]
