@@ -16,6 +16,7 @@ from vigcli.archs import build, inference_form
 from vigcli.archs.network import Features
 from vigcli.config.archs import PUBLISHED, VARIANTS, AnyArch, ArchConfig, TimmConfig, arch_config, variant_name
 from vigcli.config.load import Strict, dump, parse_as, parse_yaml
+from vigcli.config.recipe import PREPROCESSING
 from vigcli.errors import ConfigError
 from vigcli.measure.count import count_params, num_params, thop_macs
 from vigcli.measure.profile import profile
@@ -57,6 +58,7 @@ def test_a_family_is_complete(family: str) -> None:
     config = resolve(parts.config)
     assert issubclass(config, ArchConfig)
     assert config.model_fields["family"].default == family
+    assert family in PREPROCESSING
     assert config in get_args(get_args(AnyArch)[0])
     own = {name for name, variant in VARIANTS.items() if type(variant) is config}
     assert own

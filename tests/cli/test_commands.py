@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +27,23 @@ from vigcli.paths import find_file
 Vig = Callable[..., str]
 
 
-def leaves() -> list[list[str]]:
-    """Every command that does something, as the words that name it."""
-    found = []
-    for name in COMMANDS:
-        command = import_module(f"vigcli.cli.{name}").command
-        found += [[name, child] for child in command.commands] if isinstance(command, click.Group) else [[name]]
-    return found
-
-
-LEAVES = pytest.mark.parametrize("words", leaves(), ids=" ".join)
-
-
 def find(words: list[str]) -> click.Command:
     command: Any = cli
     for word in words:
         command = command.get_command(click.Context(command), word)
     return command
+
+
+def leaves() -> list[list[str]]:
+    """Every command that does something, as the words that name it."""
+    found = []
+    for name in COMMANDS:
+        command: Any = find([name])
+        found += [[name, child] for child in command.commands] if isinstance(command, click.Group) else [[name]]
+    return found
+
+
+LEAVES = pytest.mark.parametrize("words", leaves(), ids=" ".join)
 
 
 @pytest.mark.parametrize("words", [[name] for name in COMMANDS] + leaves(), ids=" ".join)

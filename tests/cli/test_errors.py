@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from vigcli.cli.main import main
 from vigcli.paths import find_file
@@ -44,6 +45,14 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
+    for name, data in {
+        "empty.pth": b"",
+        "page.pth": b"<!DOCTYPE html>",
+        "evil.pth": b"\x80\x02cposix\nsystem\n(X\x0a\x00\x00\x00touch evil\x85R.",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "none.pth")
+    torch.save({"state_dict": {"head.weight": torch.zeros(1000, 384)}}, tmp_path / "other.pth")
     (tmp_path / "latin.yaml").write_bytes("# café".encode("latin-1"))
     (tmp_path / "folder.yaml").mkdir()
 

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors weights with readable metadata. No pickle is written or read."""
+"""Checkpoints: safetensors weights with readable metadata. No pickle is written or read here."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _open(path: Path | str, tensors: bool) -> tuple[dict[str, Tensor], str]:
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{path}: is no safetensors file, or is truncated ({error}).", _REMAKE) from error
     if _KEY not in metadata:
-        raise ConfigError(f"{path}: is a safetensors file, but no checkpoint of vig.", "Only vig's own files are read.")
+        raise ConfigError(f"{path}: is a safetensors file, but no checkpoint of vig.", "Others' weights: vig import.")
     if tensors and metadata.get(_CHECKSUM) not in (None, _checksum(loaded, metadata[_KEY])):
         raise ConfigError(f"{path}: its contents do not fit its checksum.", _REMAKE)
     if any(tensor.is_floating_point() and not torch.isfinite(tensor).all() for tensor in loaded.values()):

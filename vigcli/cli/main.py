@@ -7,6 +7,7 @@ import sys
 try:
     import errno
     import io
+    import keyword
     import os
     import signal
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ try:
 except KeyboardInterrupt:  # before `main` could catch it; nothing has begun
     raise SystemExit(130) from None
 
-COMMANDS = {  # name: the line that `vig --help` shows; the command itself is `vigcli.cli.<name>:command`
+COMMANDS = {  # name: the line that `vig --help` shows; the command itself is `vigcli.cli.<name>:command` (`import_`)
     "search": "Find the best network under a latency budget.",
     "train": "Train a network by a recipe.",
     "quantize": "Write an int8 CoreML package and measure it.",
@@ -29,6 +30,7 @@ COMMANDS = {  # name: the line that `vig --help` shows; the command itself is `v
     "verify": "Run a CoreML package op by op and hold it to its checkpoint.",
     "profile": "Count parameters and MACs, price the latency.",
     "build": "Build a network by name and write a checkpoint.",
+    "import": "Write a checkpoint from the authors' weights.",
     "table": "Look at a latency table, or fit it again to the published data.",
     "ls": "List networks, search spaces, latency tables and recipes.",
     "cp": "Copy a built-in file to start from.",
@@ -46,7 +48,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
         if name not in COMMANDS:
             raise UsageError(f"No such command '{name}'.", did_you_mean(name, COMMANDS))
-        return import_module(f"vigcli.cli.{name}").command
+        return import_module(f"vigcli.cli.{name}{'_' * keyword.iskeyword(name)}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -17,10 +17,10 @@ class CheckpointMeta(Strict):
     Attributes:
         arch: rebuilds the network.
         labels: class names in the order of the logits; empty when they are not known.
-        dataset: what it was trained on; null for drawn weights.
+        dataset: what it was trained on; null for drawn and imported weights.
         metrics: figures measured when it was saved (`top1_percent`, `num_images`, ...).
-        parents: hashes of the checkpoints that it was made from.
-        provenance: argv, versions, seed and date of the run that wrote it.
+        parents: hashes of the files that it was made from.
+        provenance: argv, versions, seed and date of the run that wrote it; of an import also the file.
     """
 
     format: Literal[1] = 1

@@ -31,6 +31,17 @@ class Preprocessing(Strict):
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
 
 
+_SLD = Preprocessing()  # ImageNet mean and deviation, crop 0.9, bicubic
+_CVNETS = Preprocessing(crop_ratio=256 / 288, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # pixels in [0, 1] as they are
+PREPROCESSING = {  # what the published weights of a family were trained to expect, by the authors' evaluation code
+    "mobilevig": _SLD,
+    "mobilevigv2": _SLD,
+    "mobilevit": _CVNETS,
+    "mobilevitv2": _CVNETS,
+    "mobilevitv3": _CVNETS,
+}
+
+
 class Data(Strict):
     """Where the pictures are.
 

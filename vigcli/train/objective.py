@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from vigcli.archs import build
+from vigcli.archs.foreign import read_weights
 from vigcli.config.recipe import Distillation, Recipe
 from vigcli.errors import ConfigError, UnavailableError
 
@@ -72,9 +72,9 @@ def load_teacher(distillation: Distillation, recipe: Recipe, device: str) -> nn.
         raise UnavailableError(f"{path}: no such file of teacher weights.", "Check --teacher-weights.")
     teacher = build(distillation.teacher, {"num_classes": recipe.num_classes, "resolution": recipe.resolution})
     try:
-        teacher.load_state_dict(load_state_dict(str(path), weights_only=True))
-    except Exception as error:  # a foreign file: unpickling raises nearly anything
-        reason = " ".join(str(error).split())[:120]
+        teacher.load_state_dict(read_weights(path).tensors)
+    except (ConfigError, RuntimeError) as error:
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
         raise ConfigError(
             f"{path}: does not hold weights of {distillation.teacher} with {recipe.num_classes} classes ({reason}).",
             "Give the weights that timm publishes for this network, as safetensors or a weights-only .pth.",
