@@ -163,7 +163,12 @@ def test_an_imported_checkpoint_gives_the_authors_logits(authors_file: Path, vig
     digest = sha256(authors_file)
     assert meta.preprocessing == PREPROCESSING["mobilevigv2"]
     assert meta.parents == (digest,)
-    assert meta.provenance["imported"] == {"file": authors_file.name, "sha256": digest, "weights": "state_dict"}
+    assert meta.provenance["imported"] == {
+        "file": authors_file.name,
+        "sha256": digest,
+        "weights": "state_dict",
+        "was_bgr": False,
+    }
 
 
 def test_the_average_is_taken_when_it_is_asked_for(authors_file: Path, official: dict[str, Tensor], vig: Vig) -> None:
@@ -174,6 +179,16 @@ def test_the_average_is_taken_when_it_is_asked_for(authors_file: Path, official:
     assert answer["tensors"] == len(official)
     head = load_checkpoint("x.safetensors").model.state_dict()["head.3.fc.bias"]
     torch.testing.assert_close(head, 2 * official["head.bias"].float())
+
+
+def test_weights_for_bgr_take_rgb(authors_file: Path, vig: Vig) -> None:
+    for name, flags in (("rgb", ()), ("bgr", ("--bgr",))):
+        vig("import", authors_file.name, "--arch", "mobilevigv2_ti", "-o", f"{name}.safetensors", *flags)
+    rgb, bgr = (load_checkpoint(f"{name}.safetensors") for name in ("rgb", "bgr"))
+    x = golden.images(224).float()
+    with torch.no_grad():
+        torch.testing.assert_close(bgr.model(x.flip(1)), rgb.model(x))
+    assert [c.meta.provenance["imported"]["was_bgr"] for c in (rgb, bgr)] == [False, True]
 
 
 def test_a_checkpoint_is_replaced_only_by_force(authors_file: Path, vig: Vig) -> None:

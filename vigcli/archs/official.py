@@ -33,8 +33,8 @@ def read_official(
     """A network with the weights of the authors' file in evaluation mode, and what was read of the file.
 
     With `ema` it takes the exponential moving average of the weights. Weights that expect `bgr` pictures (of networks
-    trained with OpenCV) have the inputs of their first convolution turned round: the network takes RGB. Raises ConfigError for a file that cannot be
-    read or does not fit.
+    trained with OpenCV) have the inputs of their first convolution turned round: the network takes RGB. Raises
+    ConfigError for a file that cannot be read or does not fit.
     """
     if config.family not in FAMILIES:
         raise ConfigError("only networks of vig's own families are imported.", "`vig ls archs` lists them.")
