@@ -1,4 +1,4 @@
-"""The reference logits in tests/data/golden and the weight rule under which the authors' code gave them."""
+"""The reference logits in tests/golden and the weight rule under which the authors' code gave them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-FOLDER = Path(__file__).parent / "data" / "golden"
+FOLDER = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 

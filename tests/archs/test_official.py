@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vigcli.archs import build
 from vigcli.archs.checkpoint import load_checkpoint
-from vigcli.archs.mobilevigv2 import official_prefixes
+from vigcli.archs.mobilevigv2 import official_names
 from vigcli.archs.official import load_official
 from vigcli.cli.main import main
 from vigcli.config.archs import VARIANTS
@@ -121,9 +121,9 @@ def test_counts_of_batches_may_be_missing(model: nn.Module, official: dict[str, 
 def test_the_names_of_the_publisher_that_fits_are_taken(
     model: nn.Module, official: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (authors,) = official_prefixes(model.config)  # type: ignore[arg-type]
+    (authors,) = official_names(model.config)  # type: ignore[arg-type]
     other = {name.replace("backbone", "stages_of_another"): ours for name, ours in authors.items()}
-    monkeypatch.setattr("vigcli.archs.mobilevigv2.official_prefixes", lambda config: (authors, other))
+    monkeypatch.setattr("vigcli.archs.mobilevigv2.official_names", lambda config: (authors, other))
     load_official(model, official)
     renamed = {name.replace("backbone", "stages_of_another"): value for name, value in official.items()}
     load_official(model, renamed)

@@ -7,7 +7,7 @@ width that enters it. For each segment all combinations of its genes are counted
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,12 +43,12 @@ class Segment:
     costs: Array  # (choices of each axis ..., columns)
     allowed: NDArray[np.bool_]  # (choices of each axis ...)
 
-    def holding(self, held: Mapping[int, int]) -> Segment:
-        """The segment with some genes at one choice each: {gene: index of the choice}."""
+    def restricted(self, kept: Mapping[int, Sequence[int]]) -> Segment:
+        """The segment with some genes at fewer choices: {gene: indices of the choices}."""
         costs, allowed = self.costs, self.allowed
         for position, axis in enumerate(self.axes):
-            if axis in held:
-                costs, allowed = costs.take([held[axis]], position), allowed.take([held[axis]], position)
+            if axis in kept:
+                costs, allowed = costs.take(kept[axis], position), allowed.take(kept[axis], position)
         return Segment(self.axes, costs, allowed)
 
 
@@ -130,14 +130,33 @@ class Encoding:
 
         Held before the search rather than put back after it, where even a hidden microsecond could pass the budget.
         """
-        data = self.base.model_dump(mode="json")
-        genes = list(self.space.genes.items())
-        held = {gene: self.space.nearest_choice(data, genes[gene][0]) for gene in np.flatnonzero(~self.seen()).tolist()}
-        kept = {path: (choices[held[i]],) if i in held else choices for i, (path, choices) in enumerate(genes)}
+        data, genes = self.base.model_dump(mode="json"), list(self.space.genes)
+        unseen = np.flatnonzero(~self.seen()).tolist()
+        return self._restricted({gene: [self.space.nearest_choice(data, genes[gene])] for gene in unseen})
+
+    def without_idle_choices(self) -> Encoding:
+        """The encoding without the choices that break a rule whatever the other genes are, so that no candidate has
+        them: one random candidate in a hundred keeps the shape rules then, instead of one in forty thousand."""
+        kept = {}
+        for gene, choices in enumerate(self.space.genes.values()):
+            useful = np.ones(len(choices), bool)
+            for segment in self.segments:
+                if gene in segment.axes:
+                    others = tuple(i for i, axis in enumerate(segment.axes) if axis != gene)
+                    useful &= segment.allowed.any(others)
+            if useful.any():  # a space that nothing can keep is for the caller to report
+                kept[gene] = np.flatnonzero(useful).tolist()
+        return self._restricted(kept)
+
+    def _restricted(self, kept: Mapping[int, Sequence[int]]) -> Encoding:
+        genes = {
+            path: tuple(choices[i] for i in kept[gene]) if gene in kept else choices
+            for gene, (path, choices) in enumerate(self.space.genes.items())
+        }
         return replace(
             self,
-            space=self.space.model_copy(update={"genes": kept}),
-            segments=tuple(segment.holding(held) for segment in self.segments),
+            space=self.space.model_copy(update={"genes": genes}),
+            segments=tuple(segment.restricted(kept) for segment in self.segments),
         )
 
 
@@ -153,6 +172,7 @@ def score_of(total: Array, base: ArchConfig) -> Array:
         total[:, SCORE_MACS],
         total[:, SCORE_LAYERS],
         total[:, SCORE_DEPTHWISE] / total[:, SCORE_MACS],
+        distilled=getattr(base, "distilled", False),
         offset=FAMILY_OFFSETS.get(base.family, 0.0),
     )
 

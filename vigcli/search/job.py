@@ -96,7 +96,7 @@ def search(
     family = {name: config.changed(changes) for name, config in VARIANTS.items() if type(config) is type(base)}
     trained = {name: family[name] for name in space.trained_shapes.variants} if space.trained_shapes else {}
     full = encode_space(space, base, trained, table, lambda done, total: on_progress("counting", done, total))
-    encoding = full.keeping_unseen()
+    encoding = full.keeping_unseen().without_idle_choices()
     known = (encode(encoding.space, base, config) for config in family.values())
     seeds = np.array([candidate for candidate in known if candidate], np.intp).reshape(-1, len(space.genes))
     least = cheapest(encoding, seeds, generator)
