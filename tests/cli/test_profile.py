@@ -29,7 +29,9 @@ def test_the_counts_beside_the_papers(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_one_network_beside_its_paper(vig: Vig) -> None:
-    (record,) = json.loads(vig("profile", "--paper", "mobilevigv2_b", "--json"))
+    said = json.loads(vig("profile", "--paper", "mobilevigv2_b", "--json"))
+    (record,) = said["variants"]
+    assert [row["params"]["published_m"] for row in said["ablations"]] == [27.6, 27.7, 28.6, 27.7]
     assert record["params"]["counted"] == record["counters"]["params"]["sld"] == 27_724_190
     assert record["macs"]["published_g"] == 3.6
     assert record["counters"]["macs"]["thop"] == 3_629_707_776

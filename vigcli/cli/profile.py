@@ -155,7 +155,7 @@ def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_m
     else:
         rows = [
             (
-                b.name, b.signature, format_count(b.params), format_count(b.trace.macs),
+                b.name, b.what, format_count(b.params), format_count(b.trace.macs),
                 f"{b.trace.act_mb:.2f}", f"{b.trace.weight_mb:.3f}",
                 f"{p.ms:.4f}" if p else "", f"±{p.plus_minus_ms:.4f}" if p else "",
             )
@@ -189,18 +189,28 @@ def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_m
 
 
 def _paper(name: str | None, as_json: bool) -> None:
-    from vigcli.config.archs import PUBLISHED, UNEXPLAINED
-    from vigcli.measure.counters import DIFFERENCES, paper_row
+    from vigcli.config.archs import ABLATIONS, PUBLISHED, UNEXPLAINED
+    from vigcli.measure.counters import DIFFERENCES, ablation_params, paper_row
 
     if name is not None and name not in PUBLISHED:
         raise UsageError(f"no paper's figures of '{name}' are known.", did_you_mean(name, PUBLISHED) or _LIST)
     rows = [paper_row(known) for known in PUBLISHED if name in (None, known)]
+    ablations = [(ablation, ablation_params(ablation)) for ablation in ABLATIONS if name in (None, ablation.base)]
     if as_json:
-        emit_json([_paper_record(row) for row in rows])
+        records = [_ablation_record(ablation, params) for ablation, params in ablations]
+        emit_json({"variants": [_paper_record(row) for row in rows], "ablations": records})
         return
     columns = ("network", "params M", "counted", "true", "GMACs", "counted", "true", "counters", "explained")
     cells = [(row.name, *_three(row.params), *_three(row.macs), _counters(row), _explained(row)) for row in rows]
     table(columns, cells, title="published, by the counter that the paper used, and true")
+    if ablations:
+        click.echo()
+        heads = ("ablation", "top-1 %", "params M", "counted", "true", "explained", "network", "--set")
+        table(
+            heads,
+            [_ablation_row(ablation, params) for ablation, params in ablations],
+            title="the papers' ablations, each a network and its --set",
+        )
     say("true: every parameter, and convolution, linear and matmul, of the training form (all heads).")
     for counter in dict.fromkeys(x.counter for row in rows for x in (row.params, row.macs) if x.counter in DIFFERENCES):
         say(f"{counter}: {DIFFERENCES[counter]}")
@@ -222,10 +232,25 @@ def _counters(row: Any) -> str:
 
 def _explained(row: Any) -> str:
     """Whether what the counters give rounds to what is published, or is cut off to it."""
-    for figure in (row.params, row.macs):
-        if figure.explained == "no":
-            return f"no: {figure.printed}, counted {figure.counted / figure.unit:.{figure.decimals}f}"
-    return "yes, cut off" if "cut off" in (row.params.explained, row.macs.explained) else "yes"
+    answers = [_explanation(figure) for figure in (row.params, row.macs)]
+    return next(text for start in ("no", "yes, cut off", "yes") for text in answers if text.startswith(start))
+
+
+def _explanation(figure: Any) -> str:
+    if figure.explained == "no":
+        return f"no: {figure.printed}, counted {figure.counted / figure.unit:.{figure.decimals}f}"
+    return "yes, cut off" if figure.explained == "cut off" else "yes"
+
+
+def _ablation_row(ablation: Any, params: Any) -> tuple[str | float | None, ...]:
+    settings = " ".join(f"{path}={str(value).lower()}" for path, value in ablation.changes.items())
+    explained = _explanation(params) if params.printed else None
+    return (f"{ablation.table}: {ablation.row}", ablation.top1, *_three(params), explained, ablation.base, settings)
+
+
+def _ablation_record(ablation: Any, params: Any) -> dict[str, Any]:
+    figures = {"published_m": params.published, "counter": params.counter, "counted": params.counted}
+    return {**ablation._asdict(), "params": {**figures, "true": params.true, "explained": params.explained}}
 
 
 def _paper_record(row: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vigcli.archs import build
-from vigcli.config.archs import COUNTED_WITH, PUBLISHED, VARIANTS, ArchConfig
+from vigcli.config.archs import COUNTED_WITH, PUBLISHED, VARIANTS, Ablation, ArchConfig
 from vigcli.latency.trace import OpTrace
 from vigcli.measure.count import num_params, thop_macs
 from vigcli.measure.trace import trace
@@ -212,13 +212,19 @@ class PaperRow(NamedTuple):
 def paper_row(name: str) -> PaperRow:
     """A variant of `PUBLISHED` by the counters that its paper used."""
     published, by, seen = PUBLISHED[name], COUNTED_WITH[name], run(VARIANTS[name])
-    decimals = len(str(published.params_m).partition(".")[2])
-    params, macs = PARAM_COUNTERS[by.params](seen), MAC_COUNTERS[by.macs](seen)
-    return PaperRow(
-        name,
-        Comparison(published.params_m, decimals, 1e6, by.params, params, true_params(seen)),
-        Comparison(published.gmacs, by.gmacs_decimals, 1e9, by.macs, macs, true_macs(seen)),
-    )
+    macs = Comparison(published.gmacs, by.gmacs_decimals, 1e9, by.macs, MAC_COUNTERS[by.macs](seen), true_macs(seen))
+    return PaperRow(name, _params(published.params_m, by.params, seen), macs)
+
+
+def ablation_params(ablation: Ablation) -> Comparison:
+    """The parameters of a row of `ABLATIONS`, by the counter of the paper of its base network."""
+    config = VARIANTS[ablation.base].changed(ablation.changes)
+    return _params(ablation.params_m, COUNTED_WITH[ablation.base].params, run(config))
+
+
+def _params(published_m: float | None, counter: str, seen: Run) -> Comparison:
+    decimals = len(str(published_m).partition(".")[2]) if published_m else 1
+    return Comparison(published_m, decimals, 1e6, counter, PARAM_COUNTERS[counter](seen), true_params(seen))
 
 
 def all_counts(name: str) -> dict[str, dict[str, int]]:

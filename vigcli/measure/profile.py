@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vigcli.archs import build, inference_form
-from vigcli.config.archs import ArchConfig, TimmConfig
+from vigcli.config.archs import ArchConfig, BlockSpec, TimmConfig
 from vigcli.latency.table import LatencyEstimate, LatencyTable
 from vigcli.latency.trace import OpTrace
 from vigcli.measure.count import ParamCounts, count_block, count_params, num_params
@@ -15,10 +17,16 @@ from vigcli.measure.trace import op_trace, record
 
 @dataclass(frozen=True)
 class BlockProfile:
-    """One block of the deployed network; `params` are its deployed parameters."""
+    """One block of the deployed network.
+
+    Attributes:
+        what: the signature without the options that all blocks of its kind in this network share.
+        params: deployed parameters.
+    """
 
     name: str
     signature: str
+    what: str
     params: int
     trace: OpTrace
 
@@ -62,11 +70,26 @@ def _ours(config: ArchConfig) -> Profile:
     named = [("stem", stem[0])]
     named += [(f"stages[{i}].blocks[{j}]", spec) for i, stage in enumerate(stages) for j, spec in enumerate(stage)]
     named += [("head", head[0])]
-    counts = [(name, count_block(config.family, spec)) for name, spec in named]
-    blocks = (BlockProfile(name, count.spec.signature, count.params.deployed, count.deployed) for name, count in counts)
+    counts = [count_block(config.family, spec) for _, spec in named]
+    shorts = _short_signatures([count.spec for count in counts])
+    blocks = (
+        BlockProfile(name, count.spec.signature, short, count.params.deployed, count.deployed)
+        for (name, _), count, short in zip(named, counts, shorts, strict=True)
+    )
     # Blocks run one after another and hand one value on, so none sees more of the network than its own input.
-    peak = max(count.peak_bytes for _, count in counts)
+    peak = max(count.peak_bytes for count in counts)
     return Profile(config.family, count_params(config), tuple(blocks), peak)
+
+
+def _short_signatures(specs: Sequence[BlockSpec]) -> list[str]:
+    options: dict[str, list[set[tuple[str, Any]]]] = {}
+    for spec in specs:
+        options.setdefault(spec.kind, []).append(set(spec.options))
+    shared = {kind: set.intersection(*found) if len(found) > 1 else set() for kind, found in options.items()}
+    return [
+        spec._replace(options=tuple(pair for pair in spec.options if pair not in shared[spec.kind])).signature
+        for spec in specs
+    ]
 
 
 def _timm(config: TimmConfig) -> Profile:
@@ -82,6 +105,7 @@ def _timm(config: TimmConfig) -> Profile:
         BlockProfile(
             name or "(between)",
             f"timm:{config.name} {name} {config.resolution}",
+            f"{type(parts[name]).__name__}" if name in parts else "",
             num_params(parts[name]) if name in parts else 0,
             traced.block(name),
         )

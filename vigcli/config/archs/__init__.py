@@ -11,15 +11,15 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from vigcli.config.archs import mobilevig, mobilevit
-from vigcli.config.archs.base import ArchConfig, BlockSpec, CountedWith, Published, StageShape
+from vigcli.config.archs.base import Ablation, ArchConfig, BlockSpec, CountedWith, Published, StageShape
 from vigcli.config.archs.mobilevig import MobileViGConfig, MobileViGv2Config
 from vigcli.config.archs.mobilevit import MobileViTConfig, MobileViTv2Config, MobileViTv3Config
 from vigcli.config.load import parse_as
 from vigcli.errors import ConfigError, did_you_mean
 
 __all__ = [
-    "COUNTED_WITH", "PUBLISHED", "UNEXPLAINED", "VARIANTS", "AnyArch", "ArchConfig", "ArchName", "BlockSpec",
-    "CountedWith", "Published", "StageShape",
+    "ABLATIONS", "COUNTED_WITH", "PUBLISHED", "UNEXPLAINED", "VARIANTS", "Ablation", "AnyArch", "ArchConfig",
+    "ArchName", "BlockSpec", "CountedWith", "Published", "StageShape",
 ]  # fmt: skip
 
 
@@ -44,6 +44,7 @@ AnyArch = Annotated[
 VARIANTS: dict[str, AnyArch] = {**mobilevig.VARIANTS, **mobilevit.VARIANTS}
 PUBLISHED: dict[str, Published] = {**mobilevig.PUBLISHED, **mobilevit.PUBLISHED}
 COUNTED_WITH: dict[str, CountedWith] = {**mobilevig.COUNTED_WITH, **mobilevit.COUNTED_WITH}
+ABLATIONS = (*mobilevig.ABLATIONS, *mobilevit.ABLATIONS)
 UNEXPLAINED: dict[str, str] = mobilevit.UNEXPLAINED
 """Published figures that no counter gives, and what is known of them."""
 

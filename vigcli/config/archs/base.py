@@ -29,7 +29,7 @@ class BlockSpec(NamedTuple):
     def signature(self) -> str:
         """The key of a latency table's row: `inverted_residual[expansion=4] 64x28x28`."""
         options = " ".join(f"{name}={value}" for name, value in self.options)
-        return f"{self.kind}[{options}] {'x'.join(map(str, self.in_shape))}"
+        return f"{self.kind}{f'[{options}]' if options else ''} {'x'.join(map(str, self.in_shape))}"
 
     def counted(self) -> BlockSpec:
         """The block without what matters in training alone: what counts and prices are kept by."""
@@ -100,3 +100,14 @@ class CountedWith(NamedTuple):
     params: str
     macs: str
     gmacs_decimals: int  # of GMACs, that the paper prints
+
+
+class Ablation(NamedTuple):
+    """A row of a paper's ablation as a configuration, with the figures printed there."""
+
+    table: str
+    row: str
+    base: str  # a variant
+    changes: dict[str, int | str | bool]  # configuration paths
+    params_m: float | None
+    top1: float

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from vigcli.config.archs.base import (
+    Ablation,
     ArchConfig,
     BlockSpec,
     CountedWith,
@@ -234,3 +235,19 @@ PUBLISHED = {
 }
 # The parameters tell: by this profiler alone all eight round to what is printed. GMACs of one decimal tell less.
 COUNTED_WITH = dict.fromkeys(PUBLISHED, CountedWith("sld", "sld", 1))
+
+# What the paper leaves open is inferred from the parameters, which all six give: the rows with graphs in three stages
+# have MobileViGv2-B's layout, and the fully connected layer takes C to 2C channels.
+_THREE_SVGA = {f"stages[{i}].mixer": "svga" for i in (1, 2, 3)}
+_THREE_FC = {f"stages[{i}].mixer": "fc" for i in (1, 2, 3)}
+ABLATIONS = tuple(
+    Ablation("arXiv:2406.05850 Table 3", *row)
+    for row in (
+        ("SVGA, one stage", "mobilevig_b", {}, 26.7, 82.6),
+        ("SVGA, three stages", "mobilevigv2_b", {"cpe_kernel": 0, **_THREE_SVGA}, 27.6, 83.2),
+        ("SVGA, one stage, CPE", "mobilevig_b", {"cpe_kernel": 7}, 26.8, 82.9),
+        ("SVGA, three stages, CPE", "mobilevigv2_b", {**_THREE_SVGA}, 27.7, 83.3),
+        ("fully connected", "mobilevigv2_b", {"cpe_kernel": 0, "mixer_expansion": 2, **_THREE_FC}, 28.6, 83.0),
+        ("MGC, three stages, CPE", "mobilevigv2_b", {}, 27.7, 83.4),
+    )
+)

@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vigcli.config.archs.base import ArchConfig, BlockSpec, CountedWith, Depth, Expansion, Published, Size, StageShape
+from vigcli.config.archs.base import (
+    Ablation,
+    ArchConfig,
+    BlockSpec,
+    CountedWith,
+    Depth,
+    Expansion,
+    Published,
+    Size,
+    StageShape,
+)
 from vigcli.config.load import Strict
 
 STRIDES = (2, 4, 8, 16, 32)
@@ -283,3 +293,33 @@ COUNTED_WITH = {  # the repositories of v1 and of v3-XXS, -XS and -S are made of
     for name, config in VARIANTS.items()
 }
 UNEXPLAINED = {"mobilevitv2_100": "no counter gives 1.851 GMACs; perhaps two digits of 1.815 changed places."}
+
+
+def _patches(*patches: int) -> dict[str, int | str | bool]:
+    return {f"stages[{i}].patch": patch for i, patch in enumerate(patches, 2)}
+
+
+_FIVE = "arXiv:2209.15159 Table 5"
+_STEPS: dict[str, int | str | bool] = {
+    "fusion_kernel": 1, "fusion": "local", "residual": True, "local_conv": "depthwise",
+}  # fmt: skip
+
+
+def _steps(count: int) -> dict[str, int | str | bool]:
+    """The first steps from MobileViT to MobileViTv3."""
+    return dict(list(_STEPS.items())[:count])
+
+
+ABLATIONS = (
+    Ablation("arXiv:2110.02178 Table 6", "patches 2, 2, 2", "mobilevit_s", _patches(2, 2, 2), 5.7, 78.4),
+    Ablation(
+        "arXiv:2110.02178 Table 6", "patches 3, 3, 3", "mobilevit_s", _patches(3, 3, 3) | {"resample": True}, 5.7, 78.5
+    ),
+    Ablation("arXiv:2110.02178 Table 6", "patches 4, 4, 4", "mobilevit_s", _patches(4, 4, 4), 5.7, 77.6),
+    Ablation("arXiv:2110.02178 Table 6", "patches 8, 4, 2", "mobilevit_s", _patches(8, 4, 2), 5.7, 77.3),
+    Ablation(_FIVE, "MobileViT-S", "mobilevit_s", _steps(0), None, 73.7),
+    Ablation(_FIVE, "+ 1x1 fusion", "mobilevit_s", _steps(1), None, 74.8),
+    Ablation(_FIVE, "+ local features fused", "mobilevit_s", _steps(2), None, 74.7),
+    Ablation(_FIVE, "+ input added", "mobilevit_s", _steps(3), None, 75.3),
+    Ablation(_FIVE, "+ depthwise convolution", "mobilevit_s", _steps(4), 4.3, 75.0),  # its parameters are in Table 6
+)
