@@ -42,7 +42,7 @@ def rolled_max_relative(x: Tensor, mixer: str, reach: int, sign: int) -> Tensor:
 @pytest.mark.parametrize(("difference", "sign"), [("neighbour", 1), ("token", -1)])
 def test_max_relative_is_the_formula(mixer: str, reach: int, grid: tuple[int, int], difference: str, sign: int) -> None:
     x = torch.randn(2, 5, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(reach))
-    ours = MaxRelative(mixer, reach, difference, grid)(x)
+    ours = MaxRelative({"mgc": mgc_links, "svga": svga_links}[mixer], reach, difference, grid)(x)
     assert (ours - rolled_max_relative(x, mixer, reach, sign)).abs().max() <= 1e-14
     assert ours.min() == 0 if mixer == "mgc" else ours.min() >= 0
     assert ours.max() > 1
@@ -71,9 +71,9 @@ def randomized(module: nn.Module) -> nn.Module:
         ConvNorm(6, 8, 3, 2),
         ConvNorm(8, 8, 3, groups=8),
         InvertedResidual((6, 7, 7), 4),
-        GraphBlock((6, 7, 7), "mgc", 4, True, 2, "neighbour", 7, 1),
-        GraphBlock((6, 7, 7), "svga", 2, False, 2, "token", 3, 2),
-        GraphBlock((6, 7, 7), "svga", 2, True, 3, "token", 0, 2),
+        GraphBlock((6, 7, 7), "mgc", 4, True, 7, reach=2, difference="neighbour"),
+        GraphBlock((6, 7, 7), "svga", 2, False, 3, 2, reach=2, difference="token"),
+        GraphBlock((6, 7, 7), "svga", 2, True, 0, 2, reach=3, difference="token"),
         GraphBlock((6, 7, 7), "fc", 2, True, cpe=3, mixer_expansion=3),
         GraphBlock((6, 7, 7), "none", 2, True),
         MeanOfHeads(6, 5),

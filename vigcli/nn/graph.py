@@ -6,11 +6,19 @@ a gather, which leaves the Neural Engine). By max_j(shift_j(x) - x) = max_j(shif
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from vigcli.nn.blocks import ConvNorm, ResidualBranch, feed_forward
 from vigcli.nn.deploy import Foldable
+
+Links = Callable[[int, int], list[int]]
+"""A static graph: reach and size of an axis -> the shifts that bring the neighbours to a token, wrapping around at the
+border as in the authors' code."""
 
 
 def mgc_links(reach: int, size: int) -> list[int]:
@@ -21,10 +29,6 @@ def mgc_links(reach: int, size: int) -> list[int]:
 def svga_links(reach: int, size: int) -> list[int]:
     """The shifts of SVGA along an axis of `size` tokens: K, 2K, ... below the size (MobileViG Algorithm 1)."""
     return list(range(reach, size, reach))
-
-
-LINKS = {"mgc": mgc_links, "svga": svga_links}
-"""Static graphs by name. As in the authors' code all of them wrap around at the border."""
 
 
 def shift(x: Tensor, by: int, dim: int, size: int) -> Tensor:
@@ -39,12 +43,10 @@ class MaxRelative(nn.Module):
     `token`'s (MobileViG's code); the token itself is among its neighbours in both.
     """
 
-    def __init__(self, mixer: str, reach: int, difference: str, grid: tuple[int, int]):
+    def __init__(self, links: Links, reach: int, difference: str, grid: tuple[int, int]):
         super().__init__()
         self.of_token = difference == "token"
-        self.shifts = [
-            (by, dim, size) for dim, size in ((2, grid[0]), (3, grid[1])) for by in LINKS[mixer](reach, size)
-        ]
+        self.shifts = [(by, dim, size) for dim, size in ((2, grid[0]), (3, grid[1])) for by in links(reach, size)]
 
     def forward(self, x: Tensor) -> Tensor:
         choose = torch.minimum if self.of_token else torch.maximum
@@ -70,13 +72,13 @@ class ConditionalEncoding(Foldable):
         return self.conv
 
 
-class GraphUpdate(nn.Module):
+class StaticGraph(nn.Module):
     """1x1 convolution, batch norm and GELU of a token beside what its neighbours say: (B, C, H, W) -> (B, C', H, W)."""
 
-    def __init__(self, in_shape: tuple[int, int, int], hidden: int, mixer: str, reach: int, difference: str):
+    def __init__(self, links: Links, in_shape: tuple[int, int, int], hidden: int, reach: int, difference: str):
         super().__init__()
         width, *grid = in_shape
-        self.aggregate = MaxRelative(mixer, reach, difference, (grid[0], grid[1]))
+        self.aggregate = MaxRelative(links, reach, difference, (grid[0], grid[1]))
         self.proj: nn.Module = ConvNorm(2 * width, hidden)
         self.act = nn.GELU()
 
@@ -84,28 +86,36 @@ class GraphUpdate(nn.Module):
         return self.act(self.proj(torch.cat([x, self.aggregate(x)], 1)))  # (B, 2C, H, W) -> (B, C', H, W)
 
 
+class FullyConnected(nn.Sequential):
+    """What stands in for a graph without one (MobileViGv2 Table 3, *): (B, C, H, W) -> (B, C', H, W)."""
+
+    def __init__(self, in_shape: tuple[int, int, int], hidden: int):
+        super().__init__(ConvNorm(in_shape[0], hidden), nn.GELU())
+
+
+UPDATES: dict[str, Callable[..., nn.Module]] = {
+    "mgc": partial(StaticGraph, mgc_links),
+    "svga": partial(StaticGraph, svga_links),
+    "fc": FullyConnected,
+}
+"""By the mixer's name: in_shape (C, H, W), hidden channels C' and the mixer's own options -> (B, C, H, W) to
+(B, C', H, W)."""
+
+
 class Mixer(nn.Sequential):
-    """Positional encoding, 1x1 convolution, update, 1x1 convolution (MobileViGv2 Eq. 4): (B, C, H, W) -> the same.
+    """Positional encoding, 1x1 convolution, update, 1x1 convolution (MobileViGv2 Eq. 4): (B, C, H, W) -> the same."""
 
-    The update is a graph's, or with the mixer `fc` a fully connected layer that sees no neighbour (Table 3, *).
-    """
-
-    def __init__(
-        self, in_shape: tuple[int, int, int], mixer: str, reach: int, difference: str, cpe: int, mixer_expansion: int
-    ):
+    def __init__(self, in_shape: tuple[int, int, int], mixer: str, cpe: int, mixer_expansion: int, **options: Any):
         width, hidden = in_shape[0], mixer_expansion * in_shape[0]
-        if mixer == "fc":
-            update: nn.Module = nn.Sequential(ConvNorm(width, hidden), nn.GELU())
-        else:
-            update = GraphUpdate(in_shape, hidden, mixer, reach, difference)
         encoding = ConditionalEncoding(width, cpe) if cpe else nn.Identity()
+        update = UPDATES[mixer](in_shape, hidden, **options)
         super().__init__(encoding, ConvNorm(width, width), update, ConvNorm(hidden, width))
 
 
 class GraphBlock(nn.Sequential):
     """A mixer and a feed-forward layer, each with a residual and on request layer scale (MobileViGv2 Eq. 3 and 4).
 
-    The mixer `none` leaves the feed-forward layer alone.
+    The mixer `none` leaves the feed-forward layer alone; the `options` are those of the mixer.
     """
 
     def __init__(
@@ -114,15 +124,14 @@ class GraphBlock(nn.Sequential):
         mixer: str,
         expansion: int,
         layer_scale: bool,
-        reach: int = 0,
-        difference: str = "neighbour",
         cpe: int = 0,
         mixer_expansion: int = 1,
         drop_path: float = 0.0,
+        **options: Any,
     ):
         width = in_shape[0]
         mix: nn.Module = nn.Identity()
         if mixer != "none":
-            branch = Mixer(in_shape, mixer, reach, difference, cpe, mixer_expansion)
+            branch = Mixer(in_shape, mixer, cpe, mixer_expansion, **options)
             mix = ResidualBranch(branch, width, layer_scale, drop_path)
         super().__init__(mix, ResidualBranch(feed_forward(width, expansion), width, layer_scale, drop_path))
