@@ -70,7 +70,11 @@ class GlobalNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.layer_norm(x, [int(size) for size in x.shape[1:]], eps=self.eps)  # numbers: tracing sees constants
-        return x * self.weight[:, None, None] + self.bias[:, None, None] if self.affine else x
+        if not self.affine:
+            return x
+        # As a batch norm, because coremltools would make one of a product and a sum, and add 1e-5 to its variance.
+        mean, variance = torch.zeros_like(self.weight), torch.ones_like(self.weight)
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=0.0)
 
 
 Norm = nn.LayerNorm | GlobalNorm
