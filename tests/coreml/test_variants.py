@@ -1,4 +1,4 @@
-"""Every published variant at its full size: it converts, the package gives its logits, and stays on the Neural Engine."""
+"""Every published variant at its full size: it converts, its package gives its logits, and nothing gathers."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from vigcli.errors import ConfigError, InfeasibleError
 from vigcli.latency.table import LatencyTable, load_table
 from vigcli.measure.profile import profile
 from vigcli.paths import builtin_names, find_file
+from vigcli.registry import FAMILIES
 from vigcli.search.encoding import Encoding, Population, encode_space
 from vigcli.search.evolution import Found, evolve, random_search
 from vigcli.search.feasibility import cheapest
@@ -301,6 +302,27 @@ def test_an_unseen_gene_cannot_carry_the_answer_over_the_budget() -> None:
     assert found.kept == ("stages[3].reach",)
     assert all(ms <= budget_ms for ms, _, _ in found.front)
     assert found.best.config == largest.changed({"head_width": 384})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_family_can_be_searched(family: str) -> None:
+    name = next(name for name, config in VARIANTS.items() if config.family == family)
+    last = len(VARIANTS[name].stage_shapes()) - 1
+    width = VARIANTS[name].stage_shapes()[last].width
+    genes = {f"stages[{last}].width": [width, 2 * width], "stages[1].local_depth": [1, 2, 3], "expansion": [2, 4]}
+    found = search(SearchSpace.parse({"base": name, "genes": genes}), TABLE, 9.0)
+    assert found.best.config.family == family
+    assert found.best.latency.ms <= 9
+    assert found.best.config.stage_shapes()[last].width == 2 * width
+    assert (found.kept, found.judged_by_size) == ((), ())
+
+
+def test_choices_that_do_not_go_together_are_left_out() -> None:
+    genes = {"stages[3].mixer": ["svga", "mgc", "none"], "stages[3].reach": [2, 6, 9], "stages[3].width": [192, 256]}
+    found = search(small_space(False, **genes), TABLE, 9.0)
+    assert found.judged_by_size == ("stages[3].mixer",)
+    for _, _, config in found.front:  # a svga link of 9 tokens on a grid of 7 cannot be built
+        config.changed({})
 
 
 def test_the_seed_decides(result: SearchResult) -> None:

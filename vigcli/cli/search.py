@@ -121,7 +121,7 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
     table(
         (
             "",
-            "network: N+M of each stage x widths",
+            "network: depths of each stage x widths",
             "params",
             "MACs",
             f"ms calibrated ({coverage})",
@@ -138,7 +138,10 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
         f"ms: calibrated, not measured: {held_out.network.mape_percent} % mean error on held-out networks, "
         f"{held_out.family.mape_percent} % on held-out families. Measure the winner on a phone."
     )
-    say("top-1: what the score expects of 300 epochs of ImageNet-1k with distillation, not of the data you train on.")
+    distillation = "with distillation" if getattr(config, "distilled", False) else "without distillation"
+    say(f"top-1: what the score expects of 300 epochs of ImageNet-1k {distillation}, not of the data you train on.")
+    if result.judged_by_size:
+        say(f"The score knows {', '.join(result.judged_by_size)} by parameters and MACs alone: doubt its choice there.")
     if result.kept:
         say(f"Neither sees {', '.join(result.kept)}: kept as published.")
     gap = result.best.top1_percent - result.nearest.top1_percent

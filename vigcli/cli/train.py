@@ -127,6 +127,8 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
 def _name(recipe: Any) -> str:
     from vigcli.config.archs import variant_name
 
+    if isinstance(recipe.arch, str):
+        return recipe.arch
     return variant_name(recipe.arch_config()) or "the recipe's own network"
 
 

@@ -17,7 +17,7 @@ from vigcli.measure.profile import profile
 from vigcli.search.encoding import BlockColumns, Encoding, encode_space, score_of
 from vigcli.search.evolution import evolve, random_search
 from vigcli.search.feasibility import cheapest
-from vigcli.search.score import ERROR_POINTS
+from vigcli.search.score import ERROR_POINTS, NOT_IN_THE_SCORE
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class SearchResult:
         front: (latency_ms, predicted top-1, configuration) of candidates none of which beats another, by latency.
         random_front: (latency_ms, predicted top-1) of as many random candidates.
         kept: genes that neither price nor score can see; they keep the base's value.
+        judged_by_size: genes whose worth the score was never shown beyond parameters and MACs.
     """
 
     budget_ms: float
@@ -67,6 +68,7 @@ class SearchResult:
     space_size: int
     interval: Interval
     kept: tuple[str, ...]
+    judged_by_size: tuple[str, ...]
 
     @property
     def beats_random(self) -> bool:
@@ -108,6 +110,8 @@ def search(
     chance = random_search(encoding, budget_ms, found.num_evaluated, generator)
     published = tuple(describe(name, config, table) for name, config in family.items())
     config = encoding.config(found.candidates[-1])
+    genes = [path for path, choices in space.genes.items() if choices[1:]]
+    seen = {path for path, is_seen in zip(space.genes, full.seen(), strict=True) if is_seen}
     best = describe(variant_name(config) or "found", config, table)
     assert abs(best.latency.ms - found.latency_ms[-1]) < 1e-4, "the encoding prices a network unlike its trace"
     front = zip(found.latency_ms, found.score, map(encoding.config, found.candidates), strict=True)
@@ -121,9 +125,8 @@ def search(
         found.num_evaluated,
         space.size,
         table.interval,
-        tuple(
-            p for (p, choices), seen in zip(space.genes.items(), full.seen(), strict=True) if not seen and choices[1:]
-        ),
+        tuple(path for path in genes if path not in seen),
+        tuple(path for path in genes if path in seen and path.rpartition(".")[2] in NOT_IN_THE_SCORE),
     )
 
 

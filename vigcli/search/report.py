@@ -26,6 +26,7 @@ def save(result: SearchResult, recipe: Recipe, comment: str, run: Path) -> dict[
         "random_best_top1_percent": max((round(score, 2) for _, score in result.random_front), default=None),
         "beats_random": result.beats_random,
         "kept_genes": list(result.kept),
+        "genes_judged_by_size": list(result.judged_by_size),
         "run": str(run),
     }
     front = [

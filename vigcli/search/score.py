@@ -24,6 +24,11 @@ FAMILY_OFFSETS = {  # mean residual of the family in s, shrunk by n / (n + 1)
     "mobilevitv3": 0.033,
 }
 
+NOT_IN_THE_SCORE = (
+    "mixer", "difference", "cpe_kernel", "patch", "attention", "num_heads", "local_conv", "fusion", "residual",
+)  # fmt: skip
+"""Fields whose worth the regression was never shown: it judges a choice by what it adds in parameters and MACs."""
+
 
 def predicted_top1_percent(
     params: Array | float,
