@@ -62,7 +62,8 @@ def main() -> None:
     space, table = load_space(find_file("space", "mobilevigv2")), load_table("iphone13-mini")
     base = arch_config(space.base)
     encoding = encode_space(space, base, {name: VARIANTS[name] for name in space.trained_shapes.variants}, table)
-    published = np.array([c for c in (encode(space, base, v) for v in VARIANTS.values()) if c])
+    encoding = encoding.keeping_unseen().without_idle_choices()  # as `vig search` does, for all engines alike
+    published = np.array([c for c in (encode(encoding.space, base, v) for v in VARIANTS.values()) if c])
     candidates = 40_500
 
     def best(found) -> float:

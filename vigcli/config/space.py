@@ -107,6 +107,8 @@ def load_space(path: Path | str) -> SearchSpace:
 
 def encode(space: SearchSpace, base: ArchConfig, config: ArchConfig) -> tuple[int, ...] | None:
     """A configuration as a candidate (an index into every gene's choices), or None when it is not in the space."""
+    if type(config) is not type(base):
+        return None
     data = config.model_dump(mode="json")
     values = [get_path(data, path) for path in space.genes]
     if any(value not in choices for value, choices in zip(values, space.genes.values(), strict=True)):
