@@ -66,7 +66,8 @@ def test_every_command_offers_json(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "ls", "ls recipes", "doctor", "table show", "check ok.yaml", "check --schema recipe", "check --schema space",
+        "ls", "ls recipes", "ls paths mobilevit_s", "doctor", "table show", "check ok.yaml",
+        "check --schema recipe", "check --schema space",
         "check --schema table", "cp v2_s mine.yaml", "build mobilevigv2_ti", "build mobilevigv2_ti -o x.safetensors",
         "profile mobilevigv2_ti", "profile mobilevigv2_ti --budget 3ms", "search --budget 1ms --dry-run",
         "train ok.yaml --dry-run", "export x.safetensors --dry-run",

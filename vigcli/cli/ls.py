@@ -57,7 +57,7 @@ def _first_comment(kind: str, name: str) -> str:
 
 def _paths(name: str, as_json: bool) -> None:
     from vigcli.config.archs import arch_config
-    from vigcli.config.load import describe
+    from vigcli.config.fields import describe
 
     found = describe(arch_config(name))
     if as_json:
