@@ -23,6 +23,8 @@ class VigError(Exception):
     def __init__(self, message: str, hint: str = ""):
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"Hint:  {hint}")  # for those who call from Python and see a traceback
 
 
 class UsageError(VigError):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vigcli.archs import build, inference_form
+from vigcli.archs import build, inference_form, resolved
 from vigcli.archs.network import Features
 from vigcli.config.archs import (
     ABLATIONS,
@@ -174,6 +174,20 @@ def test_unknown_networks_are_refused() -> None:
     for wrong in ("timm:", "timm:fastvit_t88"):
         with pytest.raises(ConfigError, match=wrong.removeprefix("timm:f")):
             build(wrong)
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_images_of_another_size_are_refused(features_only: bool) -> None:
+    model = build("mobilevit_xxs", {"resolution": 64}, features_only=features_only).eval()
+    with pytest.raises(ConfigError, match="3 x 96 x 96, the network was built for 3 x 64 x 64") as refused:
+        model(torch.zeros(1, 3, 96, 96))
+    assert refused.value.__notes__ == ['Hint:  Build it for them: overrides={"resolution": 96}.']
+
+
+def test_a_named_timm_network_has_timms_resolution() -> None:
+    assert resolved("timm:fastvit_t8").resolution == 256
+    assert resolved("timm:fastvit_t8", {"resolution": 224}).resolution == 224
+    assert resolved("timm:mobilenetv2_100").resolution == 224
 
 
 def test_a_timm_network_is_built_and_counted_by_its_name() -> None:

@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import pathlib
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable
@@ -324,3 +325,13 @@ def test_programs_folders_and_our_own_files_are_named(tmp_path: Path) -> None:
     for name, what in (("x.pt", "TorchScript"), ("x.safetensors", "vig already"), (".", "no such"), ("y", "no such")):
         with pytest.raises(ConfigError, match=what):
             read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_plain_pickle_is_not_run_and_not_called_damaged(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(pickle.dumps({"weight": [1.0]}, protocol))
+    with pytest.raises(ConfigError) as refused:
+        read_weights(path)
+    if protocol >= 4:
+        assert "nothing of it was run" in str(refused.value)

@@ -107,6 +107,18 @@ def test_a_shipped_recipe_comes_back(name: str, tmp_path: Path) -> None:
     assert load(Recipe, tmp_path / "x.yaml") == recipe
 
 
+def test_settings_reach_into_a_network_that_a_recipe_names() -> None:
+    path = find_file("recipe", "emoji10")
+    recipe = load_recipe(path, ("arch.stages[0].width=48", "epochs=7", "arch.cpe_kernel=0"))
+    assert (recipe.epochs, recipe.arch_config().changed({}).model_dump()["cpe_kernel"]) == (7, 0)
+    assert recipe.arch_config().stage_shapes()[0].width == 48
+    assert (recipe.arch_config().resolution, recipe.arch_config().num_classes) == (160, 10)
+    with pytest.raises(ConfigError, match=r"--set: arch.stages\[0\].width: must be"):
+        load_recipe(path, ("arch.stages[0].width=0",))
+    with pytest.raises(ConfigError, match=r"arch.cpe: unknown key"):
+        load_recipe(path, ("arch.cpe=0",))
+
+
 @given(st.text(max_size=60) | st.text("[]{}:,-&*!|>'\"# \n\tab1", max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_read_or_refused(text: str) -> None:
@@ -310,7 +322,7 @@ STAGES = "{local_depth: 1, width: 8}, " * 3
         (
             "mobilevigv2_ti", "mobilevit_s\nresolution: 224",
             "f:1: stages[4].patch = 2 does not divide its feature map of 7 x 7 (resolution 224).",
-            "Choose another patch or resolution, or set resample to true.",
+            "Take resolution 256, another patch, or resample: true.",
         ),
     ],
 )  # fmt: skip

@@ -321,6 +321,8 @@ def test_choices_that_do_not_go_together_are_left_out() -> None:
     genes = {"stages[3].mixer": ["svga", "mgc", "none"], "stages[3].reach": [2, 6, 9], "stages[3].width": [192, 256]}
     found = search(small_space(False, **genes), TABLE, 9.0)
     assert found.judged_by_size == ("stages[3].mixer",)
+    assert set(found.choices) <= {"stages[3].mixer", "stages[3].reach"}
+    assert found.choices["stages[3].mixer"] in ("svga", "mgc", "none")
     for _, _, config in found.front:  # a svga link of 9 tokens on a grid of 7 cannot be built
         config.changed({})
 
@@ -356,6 +358,13 @@ def test_the_nearest_published_network() -> None:
     networks = [describe(name, config, TABLE) for name, config in VARIANTS.items() if "gv2" in name]
     assert nearest_published(networks, 1.5).name == "mobilevigv2_s"
     assert nearest_published(networks, 0.1).name == "mobilevigv2_ti"
+
+
+def test_a_network_of_one_head_gets_no_teacher(tmp_path: Path) -> None:
+    space = SearchSpace.parse({"base": "mobilevit_xxs", "genes": {"head_width": [256, 320]}})
+    save(search(space, TABLE, 3.0), load_recipe(find_file("recipe", "v2_s")), "found", tmp_path)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert (recipe.distillation, recipe.resolution) == (None, 256)
 
 
 def test_what_a_search_leaves(result: SearchResult, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ def build(
     """A network by name (`mobilevigv2_s`, `timm:fastvit_t8`) or configuration, with weights drawn from `seed`.
 
     Gives (B, num_classes) logits in evaluation, or with `features_only` the list of feature maps at strides 4, 8, 16
-    and 32. `overrides` maps configuration paths to values; on the device "meta" no weight is allocated. Raises
-    ConfigError for an unknown name or an unsound configuration.
+    and 32 (of a timm network those that timm gives). `overrides` maps configuration paths to values; on the device
+    "meta" no weight is allocated. Raises ConfigError for an unknown name or an unsound configuration.
     """
     config = resolved(arch, overrides)
     if isinstance(config, TimmConfig):
@@ -41,8 +41,15 @@ def build(
 
 
 def resolved(arch: str | ArchConfig, overrides: Mapping[str, Any] | None = None) -> AnyArch:
-    """The configuration that a name or configuration means once `overrides` are applied."""
+    """The configuration that a name or configuration means once `overrides` are applied.
+
+    A network of timm that is named has the resolution that timm runs it at.
+    """
     config = arch_config(arch) if isinstance(arch, str) else arch
+    if isinstance(arch, str) and isinstance(config, TimmConfig):
+        from vigcli.archs.external import native_resolution
+
+        overrides = {"resolution": native_resolution(config.name)} | dict(overrides or {})
     return config.changed(overrides) if overrides else config  # type: ignore[return-value]
 
 

@@ -26,11 +26,7 @@ def build_timm(
         device: "meta" makes the network without allocating its weights.
         features_only: give the list of feature maps that timm gives.
     """
-    import timm
-
-    if not timm.is_model(name) or "." in name:  # what follows a dot names weights
-        hint = did_you_mean(name.partition(".")[0], timm.list_models())
-        raise ConfigError(f"timm has no network '{name}'.", hint or "`timm.list_models()` names them.")
+    _check(name)
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     if resolution is not None:
         options["img_size"] = resolution
@@ -41,6 +37,23 @@ def build_timm(
         if hasattr(module, "fused_attn"):
             vars(module)["fused_attn"] = False
     return model.eval()
+
+
+def native_resolution(name: str) -> int:
+    """The side in pixels of the images that timm runs the network at. Raises ConfigError for an unknown name."""
+    import timm
+
+    _check(name)
+    known = timm.get_pretrained_cfg(name)
+    return known.input_size[-1] if known is not None else 224
+
+
+def _check(name: str) -> None:
+    import timm
+
+    if not timm.is_model(name) or "." in name:  # what follows a dot names weights
+        hint = did_you_mean(name.partition(".")[0], timm.list_models())
+        raise ConfigError(f"timm has no network '{name}'.", hint or "`timm.list_models()` names them.")
 
 
 def reparameterize(model: nn.Module) -> nn.Module:

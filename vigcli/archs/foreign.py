@@ -207,6 +207,13 @@ def _unpickled(path: Path) -> Any:
                 f"{path}: names {refused[1][:80]}, which weights do not need; nothing of it was run.",
                 "It holds whole objects or is an attack: ask its author for the state dict alone.",
             ) from error
+        with path.open("rb") as file:
+            is_pickle = file.read(1) == b"\x80"
+        if is_pickle and "Unsupported operand" in str(error):
+            raise ConfigError(
+                f"{path}: is a pickle of another protocol than torch writes, which is not read; nothing of it was run.",
+                "If it holds weights, save it again: torch.save(torch.load(FILE), OTHER), or ask its author to.",
+            ) from error
         raise _unreadable(path, error) from error
 
 

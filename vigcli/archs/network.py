@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vigcli.config.archs import ArchConfig, BlockSpec
+from vigcli.errors import ConfigError
 from vigcli.registry import FAMILIES, resolve
 
 
@@ -25,6 +27,7 @@ class Network(nn.Module):
         self.apply(resolve(FAMILIES[config.family].initialize))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(self.config, x)
         return self.head(self.stages(self.stem(x)))
 
 
@@ -48,6 +51,7 @@ class Features(nn.Module):
         self.widths = tuple(shape.width for shape in shapes if shape.stride >= 4)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        check_images(self.config, x)
         x = self.stem(x)
         maps = []
         for stage, given in zip(self.stages, self._given, strict=True):
@@ -55,6 +59,17 @@ class Features(nn.Module):
             if given:
                 maps.append(x)
         return maps
+
+
+def check_images(config: ArchConfig, x: Tensor) -> None:
+    """Raise ConfigError for images of another size: a network fixes its grids when it is built."""
+    wanted = (config.in_chans, config.resolution, config.resolution)
+    if not torch.jit.is_tracing() and tuple(x.shape[1:]) != wanted:
+        sizes = " x ".join(map(str, x.shape[1:]))
+        raise ConfigError(
+            f"the images are {sizes}, the network was built for {' x '.join(map(str, wanted))}.",
+            f'Build it for them: overrides={{"resolution": {x.shape[-1]}}}.',
+        )
 
 
 def block_module(family: str, spec: BlockSpec) -> nn.Module:

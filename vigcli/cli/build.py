@@ -34,7 +34,7 @@ def command(
     """
     from vigcli.archs import build
     from vigcli.archs.checkpoint import save_checkpoint
-    from vigcli.cli.load import arch_with, check_memory
+    from vigcli.cli.load import arch_with, check_memory, checkpoint_output
     from vigcli.config.checkpoint import CheckpointMeta
     from vigcli.measure.count import count_params
     from vigcli.runs.provenance import provenance
@@ -42,6 +42,7 @@ def command(
     config = arch_with(name, settings, resolution, num_classes)
     params = count_params(config)
     if output is not None:
+        checkpoint_output(output)
         check_memory(name, params.total)
         record = provenance(sys.argv, seed, config.model_dump_json())
         save_checkpoint(output, build(config, seed=seed), CheckpointMeta(arch=config, provenance=record))

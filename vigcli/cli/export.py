@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Literal, cast
 
 import click
@@ -66,4 +67,5 @@ def command(checkpoint_name: str | None, precision: str, output: str | None, dry
         ("classes", f"{meta.arch.num_classes}: {', '.join(meta.labels[:10]) or 'numbered, their names are not known'}"),
         ("operations", f"{sum(counts.values())}, of which gather {counts['gather']}, topk {counts['topk']}"),
     ])  # fmt: skip
-    click.echo(f"Next:  vig verify {package}")
+    where = "" if path.parent.parent == Path("runs") else f" --checkpoint {path}"  # those of runs/ are found by hash
+    click.echo(f"Next:  vig verify {package}{where}")

@@ -43,13 +43,13 @@ def command(
     """
     from vigcli.archs.checkpoint import save_checkpoint
     from vigcli.archs.official import read_official
-    from vigcli.cli.load import arch_with, check_memory
+    from vigcli.cli.load import arch_with, check_memory, checkpoint_output
     from vigcli.config.checkpoint import CheckpointMeta
     from vigcli.config.recipe import PREPROCESSING
     from vigcli.measure.count import count_params
     from vigcli.runs.provenance import provenance, sha256
 
-    path = Path(output or f"{name}.safetensors")
+    path = checkpoint_output(output or f"{name}.safetensors")
     if path.exists() and not force:
         raise UsageError(f"{path}: exists already.", "Choose another name with -o, or --force.")
     config = arch_with(name, settings, resolution, num_classes)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vigcli.config.archs import AnyArch, arch_config
+from vigcli.config.archs import AnyArch
 from vigcli.config.load import apply_settings, parse_as
 from vigcli.errors import ConfigError, UnavailableError, UsageError
 from vigcli.runs.provenance import sha256
@@ -21,12 +21,21 @@ def arch_with(
     name: str, settings: Sequence[str] = (), resolution: int | None = None, num_classes: int | None = None
 ) -> AnyArch:
     """The configuration of a named network with `--set`, `--resolution` and `--num-classes` applied."""
-    config = arch_config(name)
+    from vigcli.archs import resolved
+
+    config = resolved(name)
     data = config.model_dump(mode="json")
     data.update({"resolution": resolution} if resolution else {})
     data.update({"num_classes": num_classes} if num_classes else {})
     apply_settings(data, settings)
     return parse_as(type(config), data, name)
+
+
+def checkpoint_output(path: str) -> Path:
+    """Where a command writes a checkpoint. Raises UsageError for a name that another kind of file would have."""
+    if not path.endswith(".safetensors"):
+        raise UsageError(f"-o {path}: a checkpoint is a .safetensors file.", "Name it so.")
+    return Path(path)
 
 
 def picked_checkpoint(path: str | None) -> Path:

@@ -15,11 +15,15 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 set_option = click.option(
     "--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a configuration value: stages[0].width=48."
 )
+recipe_set_option = click.option(
+    "--set", "settings", multiple=True, metavar="PATH=VALUE",
+    help="Change a value of the recipe, or of its network: epochs=90, arch.stages[0].width=48.",
+)  # fmt: skip
 seed_option = click.option("--seed", type=Integer(0, 2**31 - 1), default=0, show_default=True)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 output_option = click.option("-o", "--output", type=click.Path(), help="Where to write; default: a new run in runs/.")
 resolution_option = click.option(
-    "--resolution", type=Integer(32, 1024), metavar="PX", help="Input height and width; default 224."
+    "--resolution", type=Integer(32, 1024), metavar="PX", help="Input height and width; default: the network's own."
 )
 num_classes_option = click.option("--num-classes", type=Integer(2, 65536), metavar="N", help="Classes; default 1000.")
 table_option = click.option(

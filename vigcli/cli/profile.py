@@ -141,7 +141,10 @@ def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_m
                 "signature": b.signature,
                 "params": b.params,
                 "macs": b.trace.macs,
+                "act_mb": round(b.trace.act_mb, 4),
+                "weight_mb": round(b.trace.weight_mb, 5),
                 "ms": p and round(p.ms, 5),
+                "plus_minus_ms": p and round(p.plus_minus_ms, 5),
             }
             for b, p in zip(counted.blocks, prices, strict=True)
         ]
@@ -151,7 +154,8 @@ def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_m
             **_counts(counted, config),
             **_latency(estimate),
         }
-        emit_json({**record, "precision": precision, "blocks": blocks, "over_budget": over})
+        fixed_ms = latency_table.fixed_ms if known else None
+        emit_json({**record, "precision": precision, "blocks": blocks, "fixed_ms": fixed_ms, "over_budget": over})
     else:
         rows = [
             (
@@ -211,6 +215,7 @@ def _paper(name: str | None, as_json: bool) -> None:
             [_ablation_row(ablation, params) for ablation, params in ablations],
             title="the papers' ablations, each a network and its --set",
         )
+    say("explained: the counter's figure rounds to the published one; cut off: it was not rounded, but cut.")
     say("true: every parameter, and convolution, linear and matmul, of the training form (all heads).")
     for counter in dict.fromkeys(x.counter for row in rows for x in (row.params, row.macs) if x.counter in DIFFERENCES):
         say(f"{counter}: {DIFFERENCES[counter]}")

@@ -130,6 +130,9 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
         rows,
         title=f"{latency_table.device}, {latency_table.os}, fp16, {config.resolution} px, {config.num_classes} classes",
     )
+    if result.choices:
+        chosen = ", ".join(f"{path}={str(value).lower()}" for path, value in result.choices.items())
+        click.echo(f"chosen besides: {chosen}")
     for network in (result.best, result.nearest):
         if network.latency.outside:
             outside = ", ".join(network.latency.outside)
@@ -150,9 +153,11 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
         say(f"A tie: less than {TIE_POINTS} points and 10 % of latency apart, which neither can tell.")
     chance = max((score for _, score in result.random_front), default=None)
     versus = f"the best of as many random ones scores {chance:.1f} %" if chance else "as many random ones found none"
-    say(f"{result.num_evaluated:,} of {result.space_size:.1e} networks evaluated; {versus}.")
+    size = f"{result.space_size:,}" if result.space_size < 1e6 else f"{result.space_size:.1e}"
+    say(f"{result.num_evaluated:,} evaluations in a space of {size} networks; {versus}.")
     if not result.beats_random:
-        say("The evolution did NOT beat random search here.")
+        small = "; so small a space both exhaust" if result.space_size < result.num_evaluated else ""
+        say(f"The evolution did NOT beat random search here{small}.")
 
 
 def _shape(config: ArchConfig) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from vigcli.cli.options import dry_run_option, json_option, output_option, set_option
+from vigcli.cli.options import dry_run_option, json_option, output_option, recipe_set_option
 from vigcli.cli.output import emit_json, fields, progress, say, table
 from vigcli.errors import Interrupted, UsageError
 
@@ -22,7 +22,7 @@ from vigcli.errors import Interrupted, UsageError
 @click.option("--teacher-weights", type=click.Path(), help="Weights of the recipe's teacher (.safetensors or .pth).")
 @click.option("--resume", type=click.Path(), metavar="RUN_DIR", help="Go on with a run that was stopped.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto.")
-@set_option
+@recipe_set_option
 @output_option
 @dry_run_option
 @json_option

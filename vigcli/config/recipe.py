@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from vigcli.config.archs import AnyArch, ArchConfig, ArchName, arch_config
-from vigcli.config.load import Strict, load
+from vigcli.config.load import Strict, apply_settings, load, parse_as
 from vigcli.errors import ConfigError
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -191,5 +191,14 @@ def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_recipe(path: Path | str, settings: tuple[str, ...] = ()) -> Recipe:
-    """A recipe file as a validated recipe whose network is sound. Raises ConfigError."""
-    return load(Recipe, path, settings)
+    """A recipe file as a validated recipe whose network is sound. Raises ConfigError.
+
+    Settings of `arch.` go to the configuration that the recipe's network has, also where the file only names it.
+    """
+    inside = [setting for setting in settings if setting.startswith("arch.")]
+    recipe = load(Recipe, path, [setting for setting in settings if setting not in inside])
+    if not inside:
+        return recipe
+    data = recipe.model_dump(mode="json") | {"arch": recipe.arch_config().model_dump(mode="json")}
+    apply_settings(data, inside)
+    return parse_as(Recipe, data, "--set")

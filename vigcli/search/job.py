@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vigcli.config.archs import VARIANTS, ArchConfig, arch_config, variant_name
+from vigcli.config.load import get_path
 from vigcli.config.space import SearchSpace, encode
 from vigcli.errors import InfeasibleError
 from vigcli.latency.table import Interval, LatencyEstimate, LatencyTable
@@ -55,6 +57,7 @@ class SearchResult:
         front: (latency_ms, predicted top-1, configuration) of candidates none of which beats another, by latency.
         random_front: (latency_ms, predicted top-1) of as many random candidates.
         kept: genes that neither price nor score can see; they keep the base's value.
+        choices: what the best has for the genes that are neither depths nor widths of stages, nor kept.
         judged_by_size: genes whose worth the score was never shown beyond parameters and MACs.
     """
 
@@ -68,6 +71,7 @@ class SearchResult:
     space_size: int
     interval: Interval
     kept: tuple[str, ...]
+    choices: dict[str, Any]
     judged_by_size: tuple[str, ...]
 
     @property
@@ -110,6 +114,7 @@ def search(
     chance = random_search(encoding, budget_ms, found.num_evaluated, generator)
     published = tuple(describe(name, config, table) for name, config in family.items())
     config = encoding.config(found.candidates[-1])
+    data = config.model_dump(mode="json")
     genes = [path for path, choices in space.genes.items() if choices[1:]]
     seen = {path for path, is_seen in zip(space.genes, full.seen(), strict=True) if is_seen}
     best = describe(variant_name(config) or "found", config, table)
@@ -126,6 +131,7 @@ def search(
         space.size,
         table.interval,
         tuple(path for path in genes if path not in seen),
+        {path: get_path(data, path) for path in genes if path in seen and not re.search(r"\.(\w+_depth|width)$", path)},
         tuple(path for path in genes if path in seen and path.rpartition(".")[2] in NOT_IN_THE_SCORE),
     )
 

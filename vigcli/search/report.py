@@ -16,7 +16,10 @@ from vigcli.search.score import ERROR_POINTS
 def save(result: SearchResult, recipe: Recipe, comment: str, run: Path) -> dict[str, Any]:
     """Write `recipe.yaml` (the recipe with the network found), `front.json` and `front.png`; returns the summary."""
     best = result.best.config
-    found = recipe.model_copy(update={"arch": best, "resolution": best.resolution, "num_classes": best.num_classes})
+    changes = {"arch": best, "resolution": best.resolution, "num_classes": best.num_classes}
+    if not getattr(best, "distilled", False):
+        changes["distillation"] = None  # there is no head that could learn the teacher's answer
+    found = recipe.model_copy(update=changes)
     summary = {
         "budget_ms": result.budget_ms,
         "best": result.best.as_json(),
@@ -25,6 +28,7 @@ def save(result: SearchResult, recipe: Recipe, comment: str, run: Path) -> dict[
         "space_size": result.space_size,
         "random_best_top1_percent": max((round(score, 2) for _, score in result.random_front), default=None),
         "beats_random": result.beats_random,
+        "chosen": result.choices,
         "kept_genes": list(result.kept),
         "genes_judged_by_size": list(result.judged_by_size),
         "run": str(run),

@@ -106,9 +106,10 @@ class MobileTransformerConfig(ArchConfig):
                     f"{self.num_heads}\nEvery head has the same number of channels."
                 )
             if grid % stage.patch and not self.resample:
+                fits = STRIDES[i] * stage.patch * -(-grid // stage.patch)
                 raise ValueError(
                     f"stages[{i}].patch = {stage.patch} does not divide its feature map of {grid} x {grid} "
-                    f"(resolution {self.resolution})\nChoose another patch or resolution, or set resample to true."
+                    f"(resolution {self.resolution})\nTake resolution {fits}, another patch, or resample: true."
                 )
         if self.fusion == "none" and self.fusion_kernel != 1:
             raise ValueError("fusion_kernel = 3 without a fusion\nSet fusion to input or local, or fusion_kernel to 1.")
