@@ -1,7 +1,7 @@
 """Static graph blocks: which tokens are neighbours is fixed when the network is built, so nothing is gathered.
 
-A graph is a list of cyclic shifts of the feature map, each made of two slices and a concat (`torch.roll` would become
-a gather, which leaves the Neural Engine). By max_j(shift_j(x) - x) = max_j(shift_j(x)) - x one subtraction serves all.
+A graph is a list of cyclic shifts of the feature map. By max_j(shift_j(x) - x) = max_j(shift_j(x)) - x one subtraction
+serves all. `dynamic.py` has the graphs that the features themselves decide.
 """
 
 from __future__ import annotations
@@ -15,25 +15,8 @@ from torch import Tensor, nn
 
 from vigcli.nn.blocks import ConvNorm, ResidualBranch, feed_forward
 from vigcli.nn.deploy import Foldable
-
-Links = Callable[[int, int], list[int]]
-"""A static graph: reach and size of an axis -> the shifts that bring the neighbours to a token, wrapping around at the
-border as in the authors' code."""
-
-
-def mgc_links(reach: int, size: int) -> list[int]:
-    """The shifts of MGC along an axis of `size` tokens: two, at distance L (MobileViGv2 Section 4.1)."""
-    return [reach % size, -reach % size]
-
-
-def svga_links(reach: int, size: int) -> list[int]:
-    """The shifts of SVGA along an axis of `size` tokens: K, 2K, ... below the size (MobileViG Algorithm 1)."""
-    return list(range(reach, size, reach))
-
-
-def shift(x: Tensor, by: int, dim: int, size: int) -> Tensor:
-    """`torch.roll(x, by, dim)` for 0 < by < size, as slices and a concat; `size` is a number, not read off `x`."""
-    return torch.cat([x.narrow(dim, size - by, by), x.narrow(dim, 0, size - by)], dim)
+from vigcli.nn.dynamic import KnnGraph, MaskedGraph
+from vigcli.nn.shifts import Links, mgc_links, shift, svga_links
 
 
 class MaxRelative(nn.Module):
@@ -96,6 +79,8 @@ class FullyConnected(nn.Sequential):
 UPDATES: dict[str, Callable[..., nn.Module]] = {
     "mgc": partial(StaticGraph, mgc_links),
     "svga": partial(StaticGraph, svga_links),
+    "dagc": MaskedGraph,
+    "knn": KnnGraph,
     "fc": FullyConnected,
 }
 """By the mixer's name: in_shape (C, H, W), hidden channels C' and the mixer's own options -> (B, C, H, W) to

@@ -40,11 +40,17 @@ def classifier(width: int, num_classes: int, distilled: bool) -> nn.Module:
 
 
 class Head(nn.Sequential):
-    """Global average pool, 1x1 convolution with batch norm and GELU, classifier: (B, C, H, W) -> (B, num_classes)."""
+    """Global average pool, 1x1 convolution with batch norm and GELU, dropout on request, classifier.
 
-    def __init__(self, in_shape: tuple[int, int, int], width: int, num_classes: int, distilled: bool):
+    (B, C, H, W) -> (B, num_classes).
+    """
+
+    def __init__(
+        self, in_shape: tuple[int, int, int], width: int, num_classes: int, distilled: bool, dropout: float = 0.0
+    ):
         pool = nn.AdaptiveAvgPool2d(1)  # (B, C, H, W) -> (B, C, 1, 1)
-        super().__init__(pool, ConvNorm(in_shape[0], width), nn.GELU(), classifier(width, num_classes, distilled))
+        act = nn.Sequential(nn.GELU(), nn.Dropout(dropout)) if dropout else nn.GELU()
+        super().__init__(pool, ConvNorm(in_shape[0], width), act, classifier(width, num_classes, distilled))
 
 
 class PooledHead(nn.Sequential):
