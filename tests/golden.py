@@ -19,7 +19,8 @@ def read(name: str) -> dict:
 
 
 def weights(keys: list[tuple[str, list[int]]]) -> dict[str, torch.Tensor]:
-    return {key: torch.from_numpy(np.asarray(_weight(key, shape))) for key, shape in keys}
+    """By the rule, for all but ViG's frozen relative positions, which a network makes by itself."""
+    return {key: torch.from_numpy(np.asarray(_weight(key, shape))) for key, shape in keys if "relative_pos" not in key}
 
 
 def images(resolution: int) -> torch.Tensor:

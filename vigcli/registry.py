@@ -22,6 +22,9 @@ def _family(config: str, module: str) -> Family:
 FAMILIES = {
     "mobilevig": _family("vigcli.config.archs:MobileViGConfig", "vigcli.archs.mobilevig"),
     "mobilevigv2": _family("vigcli.config.archs:MobileViGv2Config", "vigcli.archs.mobilevigv2"),
+    "greedyvig": _family("vigcli.config.archs:GreedyViGConfig", "vigcli.archs.greedyvig"),
+    "vig": _family("vigcli.config.archs:ViGConfig", "vigcli.archs.vig"),
+    "pvig": _family("vigcli.config.archs:PyramidViGConfig", "vigcli.archs.pvig"),
     "mobilevit": _family("vigcli.config.archs:MobileViTConfig", "vigcli.archs.mobilevit"),
     "mobilevitv2": _family("vigcli.config.archs:MobileViTv2Config", "vigcli.archs.mobilevit"),
     "mobilevitv3": _family("vigcli.config.archs:MobileViTv3Config", "vigcli.archs.mobilevit"),

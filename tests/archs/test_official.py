@@ -118,6 +118,20 @@ def test_counts_of_batches_may_be_missing(model: nn.Module, official: dict[str, 
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
 
 
+def test_frozen_positions_may_be_missing_and_are_read_where_they_are() -> None:
+    model = build("pvig_ti", {"num_classes": 1000})
+    own = {name: value.clone() for name, value in model.state_dict().items() if name.endswith("relative_pos")}
+    weights = golden.weights(golden.read("pvig_ti")["keys"])
+    load_official(model, weights)
+    assert len(own) == 12
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in own.items())
+    assert not any(p.requires_grad for name, p in model.named_parameters() if name in own)
+    shapes = {name: shape for name, shape in golden.read("pvig_ti")["keys"] if "relative_pos" in name}
+    load_official(model, weights | {name: torch.ones(shape) for name, shape in shapes.items()})
+    assert all(torch.equal(model.state_dict()[name], torch.ones_like(value)) for name, value in own.items())
+    refused(model, without(weights, "pos_embed"), r"pvig_ti: 1 weight missing \(pos_embed\)\.")
+
+
 def test_the_names_of_the_publisher_that_fits_are_taken(
     model: nn.Module, official: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

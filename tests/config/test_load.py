@@ -54,8 +54,8 @@ def archs(draw: st.DrawFn) -> AnyArch:
     variant = VARIANTS[draw(st.sampled_from(sorted(VARIANTS)))]
     data = variant.model_dump(mode="json")
     for stage in data["stages"]:
-        stage["width"] = 2 * draw(st.integers(1, 300))
-        stage["local_depth"] = draw(st.integers(1, 9))
+        stage["width"] = 4 * draw(st.integers(2, 300))
+        stage["local_depth" if "local_depth" in stage else "depth"] = draw(st.integers(1, 9))
     for rate in {"drop_path_rate", "dropout", "head_dropout"} & set(data):
         data[rate] = draw(st.floats(0, 0.99))
     data["distilled"] = draw(st.booleans())

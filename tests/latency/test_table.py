@@ -143,6 +143,20 @@ def test_extrapolation_is_marked(table: LatencyTable) -> None:
     assert "GMACs" in str(tiny)
 
 
+@pytest.mark.parametrize("name", ["vig_ti", "pvig_s", "greedyvig_s"])
+def test_families_that_were_not_fitted_are_marked(table: LatencyTable, name: str) -> None:
+    estimate = profile(VARIANTS[name]).latency(table)
+    assert "a family that was not fitted" in estimate.outside
+    assert ("top-k, which leaves the Neural Engine" in estimate.outside) == (not name.startswith("greedyvig"))
+    assert estimate.high_ms == pytest.approx(estimate.ms * table.new_family_interval.factor)
+
+
+def test_a_graph_of_nearest_neighbours_is_marked_in_any_family(table: LatencyTable) -> None:
+    for mixer, marks in (("knn", ("top-k, which leaves the Neural Engine",)), ("dagc", ()), ("mgc", ())):
+        config = VARIANTS["mobilevigv2_ti"].changed({"stages[3].mixer": mixer})
+        assert profile(config).latency(table).outside == marks
+
+
 # ---------------------------------------------------------------------------------------------------- fitting
 
 

@@ -26,7 +26,10 @@ def counted(kind: str) -> pytest.MarkDecorator:
 def test_the_profiler_of_sldgroup(name: str) -> None:
     seen = run(VARIANTS[name])
     assert counters.sld_params(seen) == COUNTS[name]["params_sld"]
-    assert counters.sld_macs(seen) == COUNTS[name]["macs_sld"]
+    graphs = [spec for spec in VARIANTS[name].blocks() if dict(spec.options).get("mixer") == "knn"]
+    # It takes a GELU's channels times its height, and ViG's graphs have their tokens in one column there.
+    columns = sum(2 * spec.in_shape[0] * (spec.in_shape[1] - 1) * spec.in_shape[2] for spec in graphs)
+    assert counters.sld_macs(seen) + columns == COUNTS[name]["macs_sld"]
 
 
 @counted("macs_cvnets_m")
@@ -48,6 +51,7 @@ def test_fvcore(name: str) -> None:
 def test_the_true_counts(name: str) -> None:
     seen = run(VARIANTS[name])
     assert counters.true_params(seen) == COUNTS[name]["params_total"]
+    assert counters.trainable_params(seen) == COUNTS[name].get("params_trainable", COUNTS[name]["params_total"])
     assert counters.true_macs(seen) == COUNTS[name]["macs_training"]
 
 
@@ -76,8 +80,10 @@ def test_every_published_figure_is_explained_or_said_not_to_be(name: str) -> Non
     row = paper_row(name)
     assert ("no" in (row.params.explained, row.macs.explained)) == (name in UNEXPLAINED)
     if name in UNEXPLAINED:
-        assert row.macs.explained == "no"
-        assert row.macs.printed not in {f"{count / 1e9:.3f}" for count in all_counts(name)["macs"].values()}
+        what, figure = ("params", row.params) if row.params.explained == "no" else ("macs", row.macs)
+        assert figure.explained == "no"
+        counts = all_counts(name)[what].values()
+        assert figure.printed not in {f"{count / figure.unit:.{figure.decimals}f}" for count in counts}
 
 
 def test_every_network_has_counters_that_exist() -> None:

@@ -88,6 +88,18 @@ def test_outputs_stay_and_inputs_go() -> None:
     assert peak(TwoOutputs(), 4) == 6 + 10 + 10
 
 
+class Sorted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2)  # (1, C, N)
+        index = rows.topk(10).indices
+        return nn.functional.embedding(index, rows[0].T).sum()
+
+
+def test_a_computed_index_lives_until_it_is_read() -> None:
+    """Of 4 channels of 100 places 10 each, and as many rows of 4 channels: all of it beside the 4 channels read."""
+    assert peak(Sorted(), 4) == pytest.approx(4 + 4 * 10 / MAP + 4 * 10 * 4 / MAP)
+
+
 def test_bytes_moved_are_activations_and_weights() -> None:
     moved = trace(nn.Sequential(nn.Conv2d(4, 6, 1), nn.GELU()), (4, 10, 10)).moved_bytes
     assert moved == BYTES * (4 * MAP + 6 * MAP + 4 * 6) + BYTES * (6 * MAP + 6 * MAP)

@@ -23,8 +23,9 @@ def build(
     """A network by name (`mobilevigv2_s`, `timm:fastvit_t8`) or configuration, with weights drawn from `seed`.
 
     Gives (B, num_classes) logits in evaluation, or with `features_only` the list of feature maps at strides 4, 8, 16
-    and 32 (of a timm network those that timm gives). `overrides` maps configuration paths to values; on the device
-    "meta" no weight is allocated. Raises ConfigError for an unknown name or an unsound configuration.
+    and 32 (isotropic networks have one alone, at their stride; of a timm network those that timm gives). `overrides`
+    maps configuration paths to values; on the device "meta" no weight is allocated. Raises ConfigError for an unknown
+    name or an unsound configuration.
     """
     config = resolved(arch, overrides)
     if isinstance(config, TimmConfig):

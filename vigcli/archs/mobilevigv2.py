@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vigcli.archs.mobilevig import BLOCKS, DOWNSAMPLE, STEM, head_names, initialize
 from vigcli.archs.official import Names, join_names
-from vigcli.config.archs.mobilevig import MobileViGv2Config
+from vigcli.config.archs.mobilevig import MobileGraphConfig
 
-__all__ = ["BLOCKS", "initialize", "official_names"]
+__all__ = ["BLOCKS", "NAMES", "initialize", "official_names", "staged_names"]
 
 # The authors' parameter names inside a block, and ours.
-_NAMES = {
+NAMES = {
     "downsample": DOWNSAMPLE,
     "inverted_residual": {
         "dws.pw1": "branch.0.conv", "dws.norm1": "branch.0.norm", "dws.dw": "branch.2.conv",
@@ -26,11 +28,16 @@ _NAMES = {
 }  # fmt: skip
 
 
-def official_names(config: MobileViGv2Config) -> tuple[Names, ...]:
+def official_names(config: MobileGraphConfig) -> tuple[Names, ...]:
     """The authors' parameter names and ours (`backbone.1.3.mixer.fc1.0` -> `stages.1.3.0.branch.1.conv`)."""
+    return (staged_names(config, NAMES),)
+
+
+def staged_names(config: MobileGraphConfig, names_of: Mapping[str, Names]) -> Names:
+    """The names of networks that number their blocks by stage, by the names inside each kind of block."""
     names = STEM | head_names(config)
     _, *stages, _ = config.segments()
     for i, stage in enumerate(stages):
         for j, spec in enumerate(stage):
-            names |= join_names(f"backbone.{i}.{j}", f"stages.{i}.{j}", _NAMES[spec.kind])
-    return (names,)
+            names |= join_names(f"backbone.{i}.{j}", f"stages.{i}.{j}", names_of[spec.kind])
+    return names

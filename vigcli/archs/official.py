@@ -55,8 +55,8 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load weights named as in the authors' code, or as another publisher names them, into a network of ours, in place.
 
     Shapes may differ by axes of length one: layer scales of shape (C, 1, 1) become (C,), linear layers 1 x 1
-    convolutions. Batch counts of norms may be missing. Raises ConfigError naming the weights that are missing, left
-    over, of another shape or not finite, and the variant that the weights fit.
+    convolutions. Batch counts of norms and frozen relative positions may be missing. Raises ConfigError naming the
+    weights that are missing, left over, of another shape or not finite, and the variant that the weights fit.
     """
     config: Any = model.config
     ours = model.state_dict()
@@ -68,8 +68,9 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     if broken:
         what = f"{_count(len(broken), 'weight')} not finite in {ours[next(iter(ours))].dtype}"
         raise ConfigError(f"{what}: {_few(broken)}.", "The file is damaged, or its training diverged.")
-    uncounted = {key: torch.zeros_like(value) for key, value in ours.items() if key not in loaded}
-    model.load_state_dict(loaded | uncounted)
+    absent = {key: value for key, value in ours.items() if key not in loaded}
+    uncounted = {key: torch.zeros_like(value) for key, value in absent.items() if key.endswith(_BATCH_COUNT)}
+    model.load_state_dict(absent | loaded | uncounted)
 
 
 class _Misshapen(NamedTuple):
@@ -141,11 +142,12 @@ def _fit_under(prefixes: Mapping[str, str], shapes: Mapping[str, _Shape], state_
         else:
             misshapen[key] = _Misshapen(name, theirs, shapes[key])
     backwards = {our: their for their, our in prefixes.items()}
-    absent = [key for key in shapes if key not in names and key not in misshapen and not key.endswith(_BATCH_COUNT)]
+    absent = [key for key in shapes if key not in names and key not in misshapen and not key.endswith(_OPTIONAL)]
     return _Fit(names, [_rename(key, backwards) for key in absent], unexpected, list(misshapen.values()))
 
 
 _BATCH_COUNT = "num_batches_tracked"  # of no use with a fixed momentum; other publishers leave it out
+_OPTIONAL = (_BATCH_COUNT, ".relative_pos")  # ViG's frozen table, which the network makes by itself
 
 
 def _hint(fit: _Fit, config: ArchConfig, state_dict: Mapping[str, Tensor]) -> str:

@@ -102,7 +102,7 @@ def _all(latency_table: Any, as_json: bool) -> None:
         return
     columns = (
         "network", "px", "params", "inference", "deployed", "MACs", "thop", "calibrated ms",
-        "published M", "GMACs", "ms", "top-1 %",
+        "paper M", "GMACs", "ms", "top-1 %",
     )  # fmt: skip
     rows = [
         (

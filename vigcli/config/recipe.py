@@ -33,9 +33,13 @@ class Preprocessing(Strict):
 
 _SLD = Preprocessing()  # ImageNet mean and deviation, crop 0.9, bicubic
 _CVNETS = Preprocessing(crop_ratio=256 / 288, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # pixels in [0, 1] as they are
+_HUAWEI = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # Pyramid ViG-B alone was evaluated with crop 0.95
 PREPROCESSING = {  # what the published weights of a family were trained to expect, by the authors' evaluation code
     "mobilevig": _SLD,
     "mobilevigv2": _SLD,
+    "greedyvig": _SLD,
+    "vig": _HUAWEI,
+    "pvig": _HUAWEI,
     "mobilevit": _CVNETS,
     "mobilevitv2": _CVNETS,
     "mobilevitv3": _CVNETS,

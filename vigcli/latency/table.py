@@ -165,6 +165,8 @@ class LatencyTable(Strict):
         reasons = [why for start, why in self.out_of_scope.items() if name.startswith(start)]
         if not known and not reasons:
             reasons = ["a family that was not fitted"]
+        if any(op.kind == "topk" for trace in ops for op in trace.ops):
+            reasons.append("top-k, which leaves the Neural Engine")
         return LatencyEstimate(
             ms,
             ms / interval.factor,

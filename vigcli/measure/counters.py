@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vigcli.archs import build
 from vigcli.config.archs import COUNTED_WITH, PUBLISHED, VARIANTS, Ablation, ArchConfig
 from vigcli.latency.trace import OpTrace
-from vigcli.measure.count import num_params, thop_macs
+from vigcli.measure.count import num_params, num_trainable, thop_macs
 from vigcli.measure.trace import trace
 from vigcli.nn.attention import MultiHeadAttention
 
@@ -65,8 +65,13 @@ def run(config: ArchConfig) -> Run:
 
 
 def true_params(run: Run) -> int:
-    """Every parameter once, as cvnets counts them: MobileViT v1, v2 and v3."""
+    """Every parameter once, as cvnets counts them: MobileViT v1, v2 and v3, and GreedyViG."""
     return num_params(run.model)
+
+
+def trainable_params(run: Run) -> int:
+    """The parameters that learn, ViG's frozen relative positions left out: ViG and Pyramid ViG."""
+    return num_trainable(run.model)
 
 
 def sld_params(run: Run) -> int:
@@ -155,7 +160,11 @@ def _added_biases(run: Run) -> int:
 
 # ------------------------------------------------------------------------------------------------- beside the papers
 
-PARAM_COUNTERS: dict[str, Callable[[Run], int]] = {"true": true_params, "sld": sld_params}
+PARAM_COUNTERS: dict[str, Callable[[Run], int]] = {
+    "true": true_params,
+    "trainable": trainable_params,
+    "sld": sld_params,
+}
 MAC_COUNTERS: dict[str, Callable[[Run], int]] = {
     "true": true_macs,
     "sld": sld_macs,
@@ -165,6 +174,7 @@ MAC_COUNTERS: dict[str, Callable[[Run], int]] = {
     "thop": thop_counted_macs,
 }
 DIFFERENCES = {
+    "trainable": "params: those that learn, frozen relative positions left out.",
     "sld": "params: convolution weights and input channels a group; no biases, norms or layer scales. "
     "MACs: no linear layers or matmul; a few for GELU.",
     "cvnets-0.1": "QK^T and AV as N d d instead of N N d (N tokens of width d); a MAC for every bias added.",

@@ -32,7 +32,8 @@ _NAMES = {
     "view": "view _unsafe_view reshape _reshape_alias expand t unsqueeze squeeze alias detach lift_fresh as_strided",
     "make": "empty empty_like zeros ones zeros_like ones_like full arange new_empty new_zeros scalar_tensor linspace",
     "pick": "unbind select",
-    "mov": "split split_with_sizes slice constant_pad_nd roll index index_select gather flip repeat",
+    "mov": "split split_with_sizes slice constant_pad_nd roll index index_select embedding gather flip repeat",
+    "topk": "topk sort argsort",
     "perm": "permute transpose",
     "copy": "clone copy contiguous _to_copy",
     "cat": "cat stack",
@@ -197,8 +198,8 @@ def _describe(name: str, args: Sequence[Any], inputs: tuple[Node, ...], shape: t
         node.inputs = inputs[:1]
     elif name == "copy":  # over the first, which it does not read
         node.inputs = inputs[1:]
-    elif name in ("index", "index_select", "gather"):
-        node.inputs = inputs[:1]
+    elif name in ("index", "index_select", "embedding", "gather"):  # a computed index is read, a constant is not
+        node.inputs = (inputs[0], *(x for x in inputs[1:] if not x.constant))
     node.depth = max((x.depth for x in inputs), default=0) + (node.kind in _LAYERS)
     return node
 

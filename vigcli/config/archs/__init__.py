@@ -10,10 +10,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from vigcli.config.archs import mobilevig, mobilevit
+from vigcli.config.archs import greedyvig, mobilevig, mobilevit, vig
 from vigcli.config.archs.base import Ablation, ArchConfig, BlockSpec, CountedWith, Published, StageShape
+from vigcli.config.archs.greedyvig import GreedyViGConfig
 from vigcli.config.archs.mobilevig import MobileViGConfig, MobileViGv2Config
 from vigcli.config.archs.mobilevit import MobileViTConfig, MobileViTv2Config, MobileViTv3Config
+from vigcli.config.archs.vig import PyramidViGConfig, ViGConfig
 from vigcli.config.load import parse_as
 from vigcli.errors import ConfigError, did_you_mean
 
@@ -37,15 +39,38 @@ class TimmConfig(ArchConfig):
 
 
 AnyArch = Annotated[
-    MobileViGConfig | MobileViGv2Config | MobileViTConfig | MobileViTv2Config | MobileViTv3Config | TimmConfig,
+    MobileViGConfig
+    | MobileViGv2Config
+    | GreedyViGConfig
+    | ViGConfig
+    | PyramidViGConfig
+    | MobileViTConfig
+    | MobileViTv2Config
+    | MobileViTv3Config
+    | TimmConfig,
     Field(discriminator="family"),
 ]
 
-VARIANTS: dict[str, AnyArch] = {**mobilevig.VARIANTS, **mobilevit.VARIANTS}
-PUBLISHED: dict[str, Published] = {**mobilevig.PUBLISHED, **mobilevit.PUBLISHED}
-COUNTED_WITH: dict[str, CountedWith] = {**mobilevig.COUNTED_WITH, **mobilevit.COUNTED_WITH}
+VARIANTS: dict[str, AnyArch] = {
+    **mobilevig.VARIANTS,
+    **greedyvig.VARIANTS,
+    **vig.VARIANTS,
+    **mobilevit.VARIANTS,
+}
+PUBLISHED: dict[str, Published] = {
+    **mobilevig.PUBLISHED,
+    **greedyvig.PUBLISHED,
+    **vig.PUBLISHED,
+    **mobilevit.PUBLISHED,
+}
+COUNTED_WITH: dict[str, CountedWith] = {
+    **mobilevig.COUNTED_WITH,
+    **greedyvig.COUNTED_WITH,
+    **vig.COUNTED_WITH,
+    **mobilevit.COUNTED_WITH,
+}
 ABLATIONS = (*mobilevig.ABLATIONS, *mobilevit.ABLATIONS)
-UNEXPLAINED: dict[str, str] = mobilevit.UNEXPLAINED
+UNEXPLAINED: dict[str, str] = {**vig.UNEXPLAINED, **mobilevit.UNEXPLAINED}
 """Published figures that no counter gives, and what is known of them."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ from vigcli.config.archs.base import (
 )
 from vigcli.config.load import Strict
 
-Mixer = Literal["mgc", "svga", "fc", "none"]
+Mixer = Literal["mgc", "svga", "dagc", "knn", "fc", "none"]
 STRIDES = (4, 8, 16, 32)
 
 # Fields of which every family has a default of its own; `Field` says what they are, here for all.
@@ -37,6 +37,8 @@ MixerExpansion = Annotated[int, Field(ge=1, le=16, description="Hidden / outer c
 GraphLayerScale = Annotated[
     bool, Field(description="A learned factor for each channel of the graph blocks' branches, as in MobileViGv2.")
 ]
+Neighbours = Annotated[int, Field(ge=1, le=256)]
+Reduction = Annotated[int, Field(ge=1, le=32)]
 Difference = Annotated[
     Literal["neighbour", "token"],
     Field(
@@ -56,15 +58,40 @@ def check_reach(stage: str, mixer: Mixer, reach: int, grid: int) -> None:
     """Refuse a graph that does nothing on a square grid of `grid` tokens a side.
 
     Raises ValueError (a ConfigError once it has left pydantic) for a shift that is a multiple of the grid, where every
-    token would be its own neighbour, and for the two links of an MGC axis coinciding.
+    token would be its own neighbour (GreedyViG's shift by 0 is such a link too), and for the two links of an MGC axis
+    coinciding.
     """
     sound = f"At this resolution the grid is {grid} x {grid}: choose another reach or resolution."
-    if mixer in ("fc", "none"):
+    if mixer in ("knn", "fc", "none"):
         return
-    if reach % grid == 0 or (mixer == "svga" and reach >= grid):
+    if reach % grid == 0 or (mixer in ("svga", "dagc") and reach >= grid):
         raise ValueError(f"K = {reach} on a grid of {grid} links every token to itself alone ({stage})\n{sound}")
     if mixer == "mgc" and 2 * reach % grid == 0:
         raise ValueError(f"K = {reach} on a grid of {grid}: the two links of an axis coincide ({stage})\n{sound}")
+
+
+class Nearest(NamedTuple):
+    """The options of a kNN mixer (ViG, arXiv:2206.00272), by which `vigcli.nn.dynamic.KnnGraph` is built."""
+
+    neighbours: int
+    dilation: int
+    reduction: int
+
+    def check(self, stage: str, grid: int, width: int, hidden: int) -> None:
+        """Refuse what a square grid of `grid` tokens a side, or its channels, cannot give. Raises ValueError."""
+        if grid % self.reduction:
+            raise ValueError(f"reduction = {self.reduction} does not divide the grid of {grid} x {grid} ({stage})")
+        wanted, nodes = self.neighbours * self.dilation, (grid // self.reduction) ** 2
+        if wanted > nodes:
+            raise ValueError(
+                f"{self.neighbours} neighbours with dilation {self.dilation} are among the {wanted} nearest, and there "
+                f"are {nodes} ({stage})\nChoose fewer, a smaller reduction or a larger resolution."
+            )
+        if width % 2 or hidden % 4:
+            raise ValueError(
+                f"width = {width} does not fit a kNN mixer ({stage})\n"
+                f"Its convolution has four groups: twice the width and its {hidden} hidden channels divide by 4."
+            )
 
 
 class GraphStage(Strict):
@@ -78,14 +105,22 @@ class GraphStage(Strict):
     """Channels."""
     mixer: Mixer = "mgc"
     """What a graph block mixes tokens by. `mgc`: two links an axis at distance L (MobileViGv2 Section 4.1); `svga`: a
-    link to every K-th token of the axis (MobileViG Algorithm 1); `fc`: a fully connected layer in place of the graph
-    (MobileViGv2 Table 3, *); `none`: nothing, the block is its feed-forward layer alone."""
+    link to every K-th token of the axis (MobileViG Algorithm 1); `dagc`: to those of them that are like the token
+    (GreedyViG Algorithm 1); `knn`: to the nearest of all tokens (ViG), with a top-k and a gather that leave the Neural
+    Engine; `fc`: a fully connected layer in place of the graph (MobileViGv2 Table 3, *); `none`: nothing, the block is
+    its feed-forward layer alone."""
     reach: Annotated[int, Field(ge=1, le=512)] = 2
-    """L of mgc and K of svga (the authors' code calls both K), in tokens."""
+    """L of mgc and K of svga and dagc (the authors' code calls all K), in tokens."""
+    neighbours: Neighbours = 9
+    """Neighbours of a token in knn, itself among them."""
+    dilation: Annotated[int, Field(ge=1, le=64)] = 1
+    """Of knn: every so many of the nearest is a neighbour."""
+    reduction: Reduction = 1
+    """Of knn: neighbours are means over squares of so many tokens a side."""
 
 
 class MobileGraphConfig(ArchConfig):
-    """What MobileViG and MobileViGv2 have in common: the layout, and every way in which they differ as a field."""
+    """What MobileViG, MobileViGv2 and GreedyViG share: the layout, and every way in which they differ as a field."""
 
     stages: Annotated[tuple[GraphStage, ...], Field(min_length=4, max_length=4)]
     """Four stages, at strides 4, 8, 16 and 32."""
@@ -113,6 +148,9 @@ class MobileGraphConfig(ArchConfig):
         for i, (stage, grid) in enumerate(zip(self.stages, self.grids, strict=True)):
             if stage.graph_depth:
                 check_reach(f"stages[{i}]", stage.mixer, stage.reach, grid)
+            if stage.graph_depth and stage.mixer == "knn":
+                nearest = Nearest(stage.neighbours, stage.dilation, stage.reduction)
+                nearest.check(f"stages[{i}]", grid, stage.width, self.mixer_expansion * stage.width)
         return self
 
     @property
@@ -151,6 +189,10 @@ class MobileGraphConfig(ArchConfig):
         options: dict[str, str | int | bool] = {"mixer": stage.mixer}
         if stage.mixer in ("mgc", "svga"):
             options |= {"reach": stage.reach, "difference": self.difference}
+        elif stage.mixer == "dagc":
+            options["reach"] = stage.reach
+        elif stage.mixer == "knn":
+            options |= Nearest(stage.neighbours, stage.dilation, stage.reduction)._asdict()
         if stage.mixer != "none":
             options |= {"cpe": self.cpe_kernel, "mixer_expansion": self.mixer_expansion}
         return (*options.items(), ("expansion", self.expansion), ("layer_scale", self.graph_layer_scale))
