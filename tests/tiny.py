@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vigcli.archs import build
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.config.archs import arch_config
+from vigcli.config.archs import ArchConfig, arch_config
 from vigcli.config.archs.mobilevig import MobileViGv2Config
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Preprocessing
@@ -23,11 +23,18 @@ assert isinstance(CONFIG, MobileViGv2Config)
 LABELS = tuple(f"kind {i}" for i in range(CONFIG.num_classes))
 
 
+# The dynamic graphs on the same layout: masks in the stages of 12 x 12 and 3 x 3 tokens, nearest neighbours between.
+DYNAMIC = CONFIG.changed(
+    {"stages[1].mixer": "dagc", "stages[1].reach": 2, "stages[3].mixer": "dagc", "stages[3].reach": 1}
+    | {"stages[2].mixer": "knn", "stages[2].neighbours": 5, "stages[2].dilation": 2}
+)
+
+
 @torch.no_grad()
-def checkpoint(seed: int = 0) -> Checkpoint:
+def checkpoint(seed: int = 0, config: ArchConfig = CONFIG) -> Checkpoint:
     """Weights drawn from a seed, with layer scales near 0.3 (a new network's 1e-5 would hide what its blocks do) and
     the statistics of batch norm those of the pictures that it sees."""
-    model = build(CONFIG, seed=seed)
+    model = build(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, LayerScale):
@@ -42,15 +49,16 @@ def checkpoint(seed: int = 0) -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for i in range(2):
-            model((pixels(16, seed=100 + i) / 255 - mean) / std)
-    meta = CheckpointMeta(arch=CONFIG, labels=LABELS, preprocessing=preprocessing, dataset="drawn")
+            model((pixels(16, seed=100 + i, size=config.resolution) / 255 - mean) / std)
+    labels = LABELS if config.num_classes == len(LABELS) else ()
+    meta = CheckpointMeta(arch=config, labels=labels, preprocessing=preprocessing, dataset="drawn")
     return Checkpoint(model.eval(), meta)
 
 
-def pixels(count: int, seed: int = 1) -> Tensor:
-    """Smooth pictures (count, 3, 96, 96), whole numbers in 0 ... 255: noise alone would look the same everywhere."""
+def pixels(count: int, seed: int = 1, size: int = CONFIG.resolution) -> Tensor:
+    """Smooth pictures (count, 3, size, size), whole numbers to 255: noise alone would look the same everywhere."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 6, 6, generator=generator)
-    fine = torch.rand(count, 3, CONFIG.resolution, CONFIG.resolution, generator=generator)
+    fine = torch.rand(count, 3, size, size, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=fine.shape[-2:], mode="bilinear")
     return (255 * (0.85 * smooth + 0.15 * fine)).round()

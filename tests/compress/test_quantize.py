@@ -142,6 +142,14 @@ def test_too_few_pictures_are_refused(checkpoint: Checkpoint, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_masked_graphs_are_quantized_and_nearest_neighbours_refused(calibration: Tensor, tmp_path: Path) -> None:
+    masked = tiny.checkpoint(config=tiny.CONFIG.changed({"stages[3].mixer": "dagc", "stages[3].reach": 1}))
+    assert quantize_int8(masked, SHA, calibration, tmp_path / "masked.mlpackage").precision == "int8"
+    with pytest.raises(ConfigError, match="nearest neighbours"):
+        quantize_int8(tiny.checkpoint(config=tiny.DYNAMIC), SHA, calibration, tmp_path / "net.mlpackage")
+    assert not (tmp_path / "net.mlpackage").exists()
+
+
 @pytest.mark.parametrize("factor", [2e4, pytest.param(3e5, marks=pytest.mark.slow)], ids=["activations", "weights too"])
 def test_what_fp16_cannot_hold_is_refused(
     factor: float, checkpoint: Checkpoint, calibration: Tensor, tmp_path: Path

@@ -68,6 +68,17 @@ def test_the_graph_has_slices_for_rolls_and_nothing_that_leaves_the_neural_engin
     assert counts["conv"] == 2 + 3 * 4 + 3 + 3 * 6 + 2  # stem, inverted residuals, downsampling, graph blocks, head
 
 
+def test_dynamic_graphs_have_the_least_that_leaves_the_neural_engine(tmp_path: Path) -> None:
+    """Masks have nothing; a graph of nearest neighbours one top-k and one gather, and nothing is tiled for it."""
+    export(tiny.checkpoint(config=tiny.DYNAMIC), SHA, tmp_path / "net.mlpackage", "fp16")
+    counts = Program.load(tmp_path / "net.mlpackage").op_counts
+    assert (counts["topk"], counts["gather"]) == (1, 1)
+    for absent in ("gather_along_axis", "tile", "scatter", "range_1d", "shape", "select"):
+        assert absent not in counts
+    masks = 2 * (2 + 1) + 2 * 1  # of shifts by 2, 4 and 6 of 12 tokens and their ways back, and by 1 and 2 of 3
+    assert counts["less"] == masks == counts["abs"] - 2  # and a distance for each limit
+
+
 def test_the_package_says_what_it_is(package: Path, checkpoint: Checkpoint) -> None:
     program = Program.load(package)
     meta = package_meta(package)

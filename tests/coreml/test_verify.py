@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.convert import export, meta_of
 from vigcli.coreml.interpreter import Program
+from vigcli.coreml.ops import OPS
 from vigcli.coreml.verify import (
     MIN_INPUTS,
     MIN_SNR_DB,
@@ -335,6 +337,54 @@ def test_a_published_variant(tmp_path: Path) -> None:
     assert report.snr_db > 45
     assert report.op_counts["maximum"] == 4 * 6
     assert "gather" not in report.op_counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["greedyvig_s", "vig_ti", "pvig_ti"])
+def test_a_published_variant_with_a_dynamic_graph(name: str, tmp_path: Path) -> None:
+    found = tiny.checkpoint(config=arch_config(name))
+    export(found, SHA, tmp_path / "net.mlpackage")
+    counts = Program.load(tmp_path / "net.mlpackage").op_counts
+    blocks = 0 if name == "greedyvig_s" else 12
+    assert (counts["topk"], counts["gather"], counts["tile"], counts["gather_along_axis"]) == (blocks, blocks, 0, 0)
+    report = verify(tmp_path / "net.mlpackage", found, tiny.pixels(MIN_INPUTS, size=224))
+    assert report.passed
+    assert report.changed_percent is not None
+
+
+# ---------------------------------------------------------------------------------------------------- choices
+
+
+@pytest.fixture(scope="module")
+def dynamic() -> Checkpoint:
+    return tiny.checkpoint(config=tiny.DYNAMIC)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_choices_that_rounding_turns_are_no_noise(precision: str, dynamic: Checkpoint, tmp_path: Path) -> None:
+    export(dynamic, SHA, tmp_path / "net.mlpackage", precision)  # type: ignore[arg-type]
+    report = verify(tmp_path / "net.mlpackage", dynamic, PIXELS)
+    assert report.passed
+    assert report.changed_percent is not None
+    assert report.changed_percent == 0 if precision == "fp32" else 0 < report.changed_percent < 10
+    assert report.snr_db > {"fp32": 120, "fp16": 40}[precision]
+
+
+@pytest.mark.parametrize("name", ["topk", "less"])
+def test_a_twin_that_chooses_worse_is_found(
+    name: str, dynamic: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The furthest for the nearest: in checkpoint and package alike everything else fits."""
+    export(dynamic, SHA, tmp_path / "net.mlpackage", "fp32")
+    known = OPS[name]
+    furthest = (
+        (lambda x, **options: known.function(x, **{**options, "ascending": not options["ascending"]}))
+        if name == "topk"
+        else (lambda x, y: x > y)
+    )
+    monkeypatch.setitem(OPS, name, dataclasses.replace(known, function=furthest))
+    found = divergence(verify(tmp_path / "net.mlpackage", dynamic, PIXELS))
+    assert (found.op_type, found.name) == ("conversion", "neighbours")
 
 
 def test_weights_below_fp16_may_be_kept_away_from_zero() -> None:

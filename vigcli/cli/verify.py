@@ -50,6 +50,7 @@ def command(package_name: str | None, checkpoint_name: str | None, inputs: int, 
         "min_snr_db": report.min_snr_db,
         "worst_op": report.worst[0],
         "worst_op_db": round(report.worst[1], 1),
+        "changed_choices_percent": report.changed_percent,
         "first_divergence": None if report.divergence is None else vars(report.divergence),
         "note": CAVEAT,
     }
@@ -59,11 +60,14 @@ def command(package_name: str | None, checkpoint_name: str | None, inputs: int, 
         held = (
             f"held to {report.min_snr_db:g} dB" if report.min_snr_db else "reported, not held: int8 trades it for size"
         )
+        changed = report.changed_percent
+        choices = f"{changed or 0:.2f} % would be other tokens in {meta.precision}; compared with the twin's"
         fields([
             ("fp32 twin", f"{report.twin_error:.1e} of the largest logit off (held to {TWIN_TOLERANCE:g})"),
             ("graph", f"{report.num_ops} operations, compared one by one, weights and constants included"),
             (f"{meta.precision} package", f"{report.snr_db:.1f} dB against its twin ({held})"),
             ("worst operation", f"{report.worst[0]}, {report.worst[1]:.1f} dB"),
+            *([("neighbours", choices)] if changed is not None else []),
             ("inputs", f"{report.num_inputs} pictures at {meta.arch.resolution} px"),
             ("verdict", "the package is what its checkpoint says" if report.passed else "DIVERGES"),
         ])  # fmt: skip

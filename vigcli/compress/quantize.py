@@ -40,7 +40,8 @@ def quantize_int8(
     Args:
         pixels: (N, 3, R, R) uint8 RGB pictures to calibrate on, at least 128; never those it is measured on.
 
-    Raises ConfigError for too few pictures, VigError for activations that fp16 cannot hold.
+    Raises ConfigError for too few pictures and for graphs of nearest neighbours, VigError for activations that fp16
+    cannot hold.
     """
     if len(pixels) < MIN_IMAGES:
         raise ConfigError(f"{len(pixels)} pictures are too few to calibrate on.", f"Give at least {MIN_IMAGES}.")
@@ -48,7 +49,10 @@ def quantize_int8(
         source = Path(folder) / "fp16.mlpackage"
         on_progress("converting", 0, 1)
         meta = export(checkpoint, checkpoint_sha256, source, "fp16", minimum_ios=17)
-        ranges = activation_ranges(Program.load(source), pixels, on_progress)
+        program = Program.load(source)
+        if "topk" in program.op_counts:  # for iOS 17 coremltools adds to the indices, and would quantize the sum
+            raise ConfigError("a graph of nearest neighbours cannot be quantized to int8.", "Export it: vig export.")
+        ranges = activation_ranges(program, pixels, on_progress)
         model = _quantized(source, ranges)
     meta = meta.model_copy(update={"precision": "int8"})
     save_package(model, meta, path)

@@ -29,7 +29,7 @@ from vigcli.coreml.package import (
 from vigcli.errors import ConfigError
 
 Precision = Literal["stored", "fp32"]
-Tap = Callable[["OpInfo", Tensor], None]
+Tap = Callable[["OpInfo", Tensor], "Tensor | None"]
 
 COMPRESSED_WEIGHT = "constexpr_"
 SMALLEST_BATCH = 16
@@ -197,7 +197,8 @@ class Program:
                         raise BatchMixed(info.name)
                     result = _rounded(result, info.type, precision)
                     if tap is not None:
-                        tap(info, result)
+                        replaced = tap(info, result)
+                        result = result if replaced is None else replaced
                 values[info.name] = result
             for name in step.last_uses:
                 if name != keep:

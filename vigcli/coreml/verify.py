@@ -3,6 +3,10 @@
 First an fp32 twin of the checkpoint is converted and must give the checkpoint's logits within 1e-5: the conversion is
 right. Then the shipped package is held to the twin operation by operation: the same graph, the same weights after
 rounding, and values within a budget of noise. Both run in torch, not in Apple's runtime.
+
+Which tokens a dynamic graph links is a choice, and rounding may turn a near tie. So checkpoint and package are run with
+the twin's choices; that the checkpoint's own would have been no better, within 1e-5, and how many the package would
+have chosen apart, is told beside.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from vigcli.archs.checkpoint import Checkpoint
 from vigcli.coreml.convert import Deployable, PackageMeta, export, meta_of
 from vigcli.coreml.interpreter import OpInfo, Program, Step
 from vigcli.errors import ConfigError
+from vigcli.nn.decisions import given_decisions, largest_regret
 
 TWIN_TOLERANCE = 1e-5  # of the largest logit
 SAME_WEIGHT = 1e-6  # of the largest in its tensor: two conversions to fp32 may round apart
@@ -50,6 +55,7 @@ class VerifyReport:
         snr_db: of the package's probabilities-to-be (logits) against the twin's.
         min_snr_db: what the package is held to; None where only the graph and the weights are held (int8).
         worst: (operation, its signal-to-noise ratio in dB).
+        changed_percent: of the choices of neighbours, those that the package makes apart from the twin; None without.
         divergence: the first thing that is wrong, or None.
     """
 
@@ -61,6 +67,7 @@ class VerifyReport:
     snr_db: float
     min_snr_db: float | None
     worst: tuple[str, float]
+    changed_percent: float | None
     divergence: Divergence | None
 
     @property
@@ -92,33 +99,38 @@ def verify(
         twin = Program.load(path)
     noise = _Noise(twin, shipped, up_to_a_factor=meta.precision == "int8")
     other_graph = compare_graphs(twin, shipped, meta)
-    largest = difference = 0.0
+    largest = difference = regret = 0.0
     model = Deployable(copy.deepcopy(checkpoint.model), checkpoint.meta.preprocessing).double().eval()
     for i in range(len(pixels)):
         on_progress("running", i, len(pixels))
         image = pixels[i : i + 1].float()
-        with torch.no_grad():
-            reference = model.logits(image.double())[0]
         try:
             noise.add(image)
         except ConfigError:  # it does not run, and the operation to name is the one that is not the twin's
             if other_graph is None:
                 raise
+        with torch.no_grad(), given_decisions(model, noise.decisions):
+            reference = model.logits(image.double())[0]
+        regret = max(regret, largest_regret(model))
         largest = max(largest, float(reference.abs().max()))
         difference = max(difference, float((noise.twin_logits.reshape(-1) - reference).abs().max()))
     twin_error = difference / largest if largest else difference
     floor = MIN_SNR_DB.get(meta.precision)
-    divergence = _twin_divergence(twin_error) or other_graph or noise.below(floor)
+    divergence = _twin_divergence(twin_error, regret) or other_graph or noise.below(floor)
     return VerifyReport(
         meta, len(pixels), len(noise.infos), dict(shipped.op_counts), twin_error, noise.final_db(), floor,
-        noise.worst(), divergence,
+        noise.worst(), noise.changed_percent(), divergence,
     )  # fmt: skip
 
 
-def _twin_divergence(error: float) -> Divergence | None:
-    if error <= TWIN_TOLERANCE:
-        return None
-    return Divergence("conversion", "logits", f"the fp32 twin is {error:.1e} of the largest logit off the checkpoint")
+def _twin_divergence(error: float, regret: float) -> Divergence | None:
+    if error > TWIN_TOLERANCE:
+        return Divergence(
+            "conversion", "logits", f"the fp32 twin is {error:.1e} of the largest logit off the checkpoint"
+        )
+    if regret > TWIN_TOLERANCE:
+        return Divergence("conversion", "neighbours", f"the fp32 twin's are {regret:.1e} further than the checkpoint's")
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ graphs
@@ -228,6 +240,8 @@ class _Noise:
         self.infos: list[OpInfo] = []
         self._sums: dict[str, list[float]] = {}  # of r * r, r * v, v * v: r the twin's values, v the package's
         self.twin_logits = torch.zeros(0)
+        self.decisions: list[Tensor] = []  # of the twin, on the last image
+        self._num_decided = self._num_changed = 0
 
     def add(self, image: Tensor) -> None:
         """Run one image (1, 3, R, R) through both."""
@@ -235,24 +249,38 @@ class _Noise:
 
         def keep(info: OpInfo, value: Tensor) -> None:
             if info.op_type not in _PRECISION_OPS:
-                values.append(value.double())
+                values.append(value if _is_decision(info, value) else value.double())
 
         self.twin.run({self.twin.inputs[0].name: image}, tap=keep)
         self.twin_logits = values[-2]  # before the softmax
+        self.decisions = [value for value in values if not value.is_floating_point()]
         self.infos = []
         pending = iter(values)
 
-        def compare(info: OpInfo, value: Tensor) -> None:
+        def compare(info: OpInfo, value: Tensor) -> Tensor | None:
             reference = None if info.op_type in _PRECISION_OPS else next(pending, None)
-            if reference is None or reference.shape != value.shape:
-                return  # another precision, or another graph, which is told apart from noise
+            if (
+                reference is None
+                or reference.shape != value.shape
+                or reference.is_floating_point() == _is_decision(info, value)
+            ):
+                return None  # another precision, or another graph, which is told apart from noise
             self.infos.append(info)
+            if not reference.is_floating_point():
+                self._num_decided += value.numel()
+                self._num_changed += int((value != reference).sum())
+                return reference
             v = value.double()
             sums = self._sums.setdefault(info.name, [0.0, 0.0, 0.0])
             for i, product in enumerate((reference * reference, reference * v, v * v)):
                 sums[i] += float(product.sum())
+            return None
 
         self.shipped.run({self.shipped.inputs[0].name: image}, tap=compare)
+
+    def changed_percent(self) -> float | None:
+        """Of the choices of neighbours that the package was spared, by what it would have made of its own values."""
+        return 100 * self._num_changed / self._num_decided if self._num_decided else None
 
     def db(self, name: str, factor: bool = False) -> float:
         """Signal-to-noise ratio of one operation, up to a factor or not; 150 dB at the most, -150 after overflow."""
@@ -269,7 +297,7 @@ class _Noise:
 
     def worst(self) -> tuple[str, float]:
         """The operation of the least ratio, and the ratio."""
-        ratios = {info.name: self.db(info.name, self.up_to_a_factor) for info in self.infos}
+        ratios = {info.name: self.db(info.name, self.up_to_a_factor) for info in self._of_values()}
         name = min(ratios, key=lambda name: ratios[name])
         return name, ratios[name]
 
@@ -277,5 +305,14 @@ class _Noise:
         """The first operation whose noise passes the floor, if that of the logits does."""
         if floor is None or self.final_db() >= floor:
             return None
-        info = next(info for info in self.infos if self.db(info.name) < floor)
+        info = next(info for info in self._of_values() if self.db(info.name) < floor)
         return Divergence(info.op_type, info.name, f"{self.db(info.name):.1f} dB against the twin, below {floor:g} dB")
+
+    def _of_values(self) -> list[OpInfo]:
+        """The operations whose results are no choices."""
+        return [info for info in self.infos if info.name in self._sums]
+
+
+def _is_decision(info: OpInfo, value: Tensor) -> bool:
+    """Whether a result says which tokens are neighbours: a top-k's indices, or where a distance is below a limit."""
+    return info.op_type in ("topk", "less") and not value.is_floating_point()
