@@ -10,8 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+# How a reference differs from the variant that its file is named after, by what stands behind the first dot.
+OVERRIDES: dict[str, dict[str, str | bool]] = {
+    "": {},
+    "grid": {"partition": "grid"},
+    "grid_centred": {"partition": "grid", "center_tokens": True},
+}
 FOLDER = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def variant(name: str) -> tuple[str, dict[str, str | bool]]:
+    """The network of a reference: `clustervig_ti.grid` -> the variant and its overrides."""
+    base, _, form = name.partition(".")
+    return base, OVERRIDES[form]
 
 
 def read(name: str) -> dict:

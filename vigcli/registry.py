@@ -25,6 +25,7 @@ FAMILIES = {
     "greedyvig": _family("vigcli.config.archs:GreedyViGConfig", "vigcli.archs.greedyvig"),
     "vig": _family("vigcli.config.archs:ViGConfig", "vigcli.archs.vig"),
     "pvig": _family("vigcli.config.archs:PyramidViGConfig", "vigcli.archs.pvig"),
+    "clustervig": _family("vigcli.config.archs:ClusterViGConfig", "vigcli.archs.clustervig"),
     "mobilevit": _family("vigcli.config.archs:MobileViTConfig", "vigcli.archs.mobilevit"),
     "mobilevitv2": _family("vigcli.config.archs:MobileViTv2Config", "vigcli.archs.mobilevit"),
     "mobilevitv3": _family("vigcli.config.archs:MobileViTv3Config", "vigcli.archs.mobilevit"),

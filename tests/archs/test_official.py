@@ -43,7 +43,8 @@ def model() -> nn.Module:
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_the_logits_are_the_authors(name: str) -> None:
     reference = golden.read(name)
-    model = build(name, {"resolution": reference["resolution"]}).double().eval()
+    base, overrides = golden.variant(name)
+    model = build(base, {"resolution": reference["resolution"], **overrides}).double().eval()
     load_official(model, golden.weights(reference["keys"]))
     with torch.no_grad():
         logits = model(golden.images(reference["resolution"]))[0]

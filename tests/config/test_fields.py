@@ -35,5 +35,5 @@ def test_ranges_are_read_off_the_fields() -> None:
     assert found["stages[i].width"].value == [32, 64, 128, 256]
     assert found["stages[i].width"].allowed == "1 to 65536"
     assert found["drop_path_rate"].allowed == "0 to below 1"
-    assert found["stages[i].mixer"].allowed == "mgc, svga, fc, none"
+    assert found["stages[i].mixer"].allowed == "mgc, svga, dagc, knn, degc, fc, none"
     assert found["distilled"].allowed == "true, false"

@@ -53,7 +53,7 @@ def archs(draw: st.DrawFn) -> AnyArch:
         )
     variant = VARIANTS[draw(st.sampled_from(sorted(VARIANTS)))]
     data = variant.model_dump(mode="json")
-    for stage in data["stages"]:
+    for stage in data.get("stages", ()):
         stage["width"] = 4 * draw(st.integers(2, 300))
         stage["local_depth" if "local_depth" in stage else "depth"] = draw(st.integers(1, 9))
     for rate in {"drop_path_rate", "dropout", "head_dropout"} & set(data):

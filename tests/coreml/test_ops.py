@@ -296,6 +296,12 @@ CASES = [
     unary("squeeze", lambda x: x[0, :, :, 0], x=tensor(1, 3, 4, 1), axes=[0, 3]),
     unary("expand_dims", lambda x: x[:, None, :, None], x=tensor(3, 4), axes=[1, -1]),
     Case("concat", lambda mb, x, y: mb.concat(values=[x, y, x], axis=1), lambda x, y: torch.cat([x, y, x], 1), (X, Y)),
+    Case(
+        "concat",
+        lambda mb, x, y: mb.concat(values=[x, y], axis=1, interleave=True),
+        lambda x, y: torch.stack([part[:, i] for i in range(x.shape[1]) for part in (x, y)], 1),
+        (X, Y),
+    ),
     Case("stack", lambda mb, x, y: mb.stack(values=[x, y], axis=2), lambda x, y: torch.stack([x, y], 2), (X, Y)),
     Case("split", lambda mb, x: mb.split(x=x, num_splits=2, axis=1)[1], lambda x: x[:, 2:], (X,)),
     Case("split", lambda mb, x: mb.split(x=x, split_sizes=[1, 3], axis=1)[1], lambda x: x[:, 1:], (X,)),

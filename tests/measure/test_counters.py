@@ -11,8 +11,10 @@ from torch import nn
 
 from vigcli.config.archs import COUNTED_WITH, PUBLISHED, UNEXPLAINED, VARIANTS
 from vigcli.measure import counters
+from vigcli.measure.count import count_params
 from vigcli.measure.counters import MAC_COUNTERS, PARAM_COUNTERS, Comparison, all_counts, paper_row, run
 from vigcli.nn.attention import MultiHeadAttention
+from vigcli.nn.cluster import STARTS, TRIALS
 
 COUNTS = json.loads((Path(__file__).parents[1] / "data" / "counts.json").read_text())
 
@@ -45,6 +47,23 @@ def test_fvcore(name: str) -> None:
     (pool,) = seen.of(nn.AdaptiveAvgPool2d)
     theirs = math.prod(pool.in_shape) if "macs_cvnets_m" in COUNTS[name] else 0
     assert counters.fvcore_macs(seen) - theirs == COUNTS[name]["macs_fvcore"]
+
+
+@counted("macs_layers")
+def test_the_products_of_dynamic_graphs(name: str) -> None:
+    """Convolutions and linear layers are those of the authors' code to the digit. Beside them the true count has the
+    products that no counter of theirs sees, some of which are ours: k-means and k-NN share inner products."""
+    config, seen = VARIANTS[name], run(VARIANTS[name])
+    tokens, clusters, width = config.grid**2, config.clusters, config.width  # type: ignore[union-attr]
+    layers = sum(op.macs for op in seen.trace.ops if op.kind != "mm")
+    assert layers == COUNTS[name]["macs_layers"]
+    picks, trials = STARTS * (clusters - 2), STARTS * clusters * (TRIALS + 1)
+    lloyd = clusters * (config.kmeans_iterations - TRIALS + 1)  # type: ignore[union-attr]
+    square = width + picks + trials + lloyd + clusters  # the last: which tokens are in one cluster
+    features = 2 * clusters * tokens * width + clusters**2 * width  # means, what they say to tokens, attention
+    blocks = len(config.segments()[1])
+    assert counters.true_macs(seen) - layers == blocks * (tokens**2 * square + features)
+    assert count_params(config.changed({"groups": 1})).total == COUNTS[name]["params_released"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

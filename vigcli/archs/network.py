@@ -34,7 +34,8 @@ class Network(nn.Module):
 class Features(nn.Module):
     """A network without its head: (B, in_chans, R, R) -> the feature maps at strides 4 and more, finest first.
 
-    For detection and segmentation heads; an isotropic network (ViG) gives one map, at its own stride. Weights have the names that they have in the whole network.
+    An isotropic family gives one map, at its own stride. For detection and segmentation heads. Weights have the names
+    that they have in the whole network.
 
     Attributes:
         strides, widths: of the feature maps.

@@ -61,7 +61,7 @@ def command(package_name: str | None, checkpoint_name: str | None, inputs: int, 
             f"held to {report.min_snr_db:g} dB" if report.min_snr_db else "reported, not held: int8 trades it for size"
         )
         changed = report.changed_percent
-        choices = f"{changed or 0:.2f} % would be other tokens in {meta.precision}; compared with the twin's"
+        choices = f"{changed or 0:.2f} % would fall otherwise in {meta.precision}, order included; run with the twin's"
         fields([
             ("fp32 twin", f"{report.twin_error:.1e} of the largest logit off (held to {TWIN_TOLERANCE:g})"),
             ("graph", f"{report.num_ops} operations, compared one by one, weights and constants included"),

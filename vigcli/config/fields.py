@@ -20,7 +20,7 @@ class FieldText(NamedTuple):
 def describe(config: Strict, prefix: str = "") -> list[FieldText]:
     """Every path of a configuration that can be set, with its value, range and text."""
     schema = type(config).model_json_schema()["properties"]
-    found = []
+    data, found = config.model_dump(mode="json"), []
     for key, field in type(config).model_fields.items():
         if "const" in schema[key]:
             continue
@@ -28,7 +28,7 @@ def describe(config: Strict, prefix: str = "") -> list[FieldText]:
         what = " ".join((field.description or "").split())
         items = value if isinstance(value, tuple) and value and isinstance(value[0], Strict) else ()
         if not items:
-            found.append(FieldText(f"{prefix}{key}", value, _allowed(schema[key]), what))
+            found.append(FieldText(f"{prefix}{key}", data[key], _allowed(schema[key]), what))
             continue
         for first, *others in zip(*(describe(item, f"{prefix}{key}[i].") for item in items), strict=True):
             found.append(first._replace(value=[first.value, *(other.value for other in others)]))

@@ -40,6 +40,7 @@ PREPROCESSING = {  # what the published weights of a family were trained to expe
     "greedyvig": _SLD,
     "vig": _HUAWEI,
     "pvig": _HUAWEI,
+    "clustervig": _SLD,
     "mobilevit": _CVNETS,
     "mobilevitv2": _CVNETS,
     "mobilevitv3": _CVNETS,

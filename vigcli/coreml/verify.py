@@ -55,7 +55,7 @@ class VerifyReport:
         snr_db: of the package's probabilities-to-be (logits) against the twin's.
         min_snr_db: what the package is held to; None where only the graph and the weights are held (int8).
         worst: (operation, its signal-to-noise ratio in dB).
-        changed_percent: of the choices of neighbours, those that the package makes apart from the twin; None without.
+        changed_percent: of the choices of neighbours, rank by rank, those that the package makes apart; None without.
         divergence: the first thing that is wrong, or None.
     """
 

@@ -15,7 +15,7 @@ SPILL_BYTES = 2_000_000  # activations of one op beyond this leave the on-chip m
 class Op(NamedTuple):
     """One operation that runs, after folding what the device folds. Bytes are fp16 (2 an element), at batch 1."""
 
-    kind: str  # dense, pw, dw, grp, lin, mm, elt, act, cat, mov, perm, pool, red, norm, sm, up, topk
+    kind: str  # dense, pw, dw, grp, lin, mm, elt, act, cat, mov, perm, pool, red, norm, sm, topk, up
     act_bytes: int  # activations read and written
     weight_bytes: int  # weights read, biases left out
     macs: int

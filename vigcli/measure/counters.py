@@ -134,7 +134,8 @@ def thop_counted_macs(run: Run) -> int:
     """MACs by thop itself: GreedyViG and ClusterViG.
 
     Convolutions and linear layers that are modules, and 4 for every element that batch or layer norm reads. Matmul,
-    attention's above all, is left out, and so is group norm.
+    attention's above all, is left out, and so are group norm and layers of types that it does not know: the linear
+    layers of DEGC, PyTorch Geometric's in the authors' code.
     """
     return thop_macs(run.config)
 
@@ -180,7 +181,7 @@ DIFFERENCES = {
     "cvnets-0.1": "QK^T and AV as N d d instead of N N d (N tokens of width d); a MAC for every bias added.",
     "cvnets-0.2": "a MAC for every bias added.",
     "fvcore": "2 MACs an element of batch norm, 5 of layer and group norm, 1 of a pooled mean.",
-    "thop": "4 MACs an element of batch and layer norm; no matmul outside modules.",
+    "thop": "4 MACs an element of batch and layer norm; no matmul outside modules, no linear layers of DEGC.",
 }
 """In what a counter differs from the true count."""
 

@@ -51,6 +51,8 @@ _NAMES = {
 }
 _KIND_OF = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 _KIND_OF_OP = {"bn": "elt", "relu": "elt", "act": "elt", "affine": "elt", "copy": "perm"}  # the others keep theirs
+_DECISIONS = ("eq", "ne", "le", "lt", "ge", "gt", "argmin", "argmax")
+_PICKS = ("index", "index_select", "embedding", "gather")
 SLICES = ("split", "split_with_sizes", "slice")
 _WEIGHTED = ("dense", "pw", "dw", "grp", "lin")
 _LAYERS = (*_WEIGHTED, "mm")
@@ -198,9 +200,10 @@ def _describe(name: str, args: Sequence[Any], inputs: tuple[Node, ...], shape: t
         node.inputs = inputs[:1]
     elif name == "copy":  # over the first, which it does not read
         node.inputs = inputs[1:]
-    elif name in ("index", "index_select", "embedding", "gather"):  # a computed index is read, a constant is not
-        node.inputs = (inputs[0], *(x for x in inputs[1:] if not x.constant))
-    node.depth = max((x.depth for x in inputs), default=0) + (node.kind in _LAYERS)
+    elif name in _PICKS:  # places that depend on the image are read, fixed ones known
+        node.inputs = tuple(x for x in inputs if x is inputs[0] or not x.constant)
+    if name not in _DECISIONS:  # which tokens are near is no layer of what is computed from them
+        node.depth = max((x.depth for x in inputs), default=0) + (node.kind in _LAYERS)
     return node
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vigcli.nn.blocks import ConvNorm, ResidualBranch, feed_forward
+from vigcli.nn.cluster import Degc
 from vigcli.nn.deploy import Foldable
 from vigcli.nn.dynamic import KnnGraph, MaskedGraph
 from vigcli.nn.shifts import Links, mgc_links, shift, svga_links
@@ -82,6 +83,7 @@ UPDATES: dict[str, Callable[..., nn.Module]] = {
     "dagc": MaskedGraph,
     "knn": KnnGraph,
     "fc": FullyConnected,
+    "degc": Degc,
 }
 """By the mixer's name: in_shape (C, H, W), hidden channels C' and the mixer's own options -> (B, C, H, W) to
 (B, C', H, W)."""

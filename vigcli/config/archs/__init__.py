@@ -10,8 +10,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from vigcli.config.archs import greedyvig, mobilevig, mobilevit, vig
+from vigcli.config.archs import clustervig, greedyvig, mobilevig, mobilevit, vig
 from vigcli.config.archs.base import Ablation, ArchConfig, BlockSpec, CountedWith, Published, StageShape
+from vigcli.config.archs.clustervig import ClusterViGConfig
 from vigcli.config.archs.greedyvig import GreedyViGConfig
 from vigcli.config.archs.mobilevig import MobileViGConfig, MobileViGv2Config
 from vigcli.config.archs.mobilevit import MobileViTConfig, MobileViTv2Config, MobileViTv3Config
@@ -44,6 +45,7 @@ AnyArch = Annotated[
     | GreedyViGConfig
     | ViGConfig
     | PyramidViGConfig
+    | ClusterViGConfig
     | MobileViTConfig
     | MobileViTv2Config
     | MobileViTv3Config
@@ -55,22 +57,25 @@ VARIANTS: dict[str, AnyArch] = {
     **mobilevig.VARIANTS,
     **greedyvig.VARIANTS,
     **vig.VARIANTS,
+    **clustervig.VARIANTS,
     **mobilevit.VARIANTS,
 }
 PUBLISHED: dict[str, Published] = {
     **mobilevig.PUBLISHED,
     **greedyvig.PUBLISHED,
     **vig.PUBLISHED,
+    **clustervig.PUBLISHED,
     **mobilevit.PUBLISHED,
 }
 COUNTED_WITH: dict[str, CountedWith] = {
     **mobilevig.COUNTED_WITH,
     **greedyvig.COUNTED_WITH,
     **vig.COUNTED_WITH,
+    **clustervig.COUNTED_WITH,
     **mobilevit.COUNTED_WITH,
 }
 ABLATIONS = (*mobilevig.ABLATIONS, *mobilevit.ABLATIONS)
-UNEXPLAINED: dict[str, str] = {**vig.UNEXPLAINED, **mobilevit.UNEXPLAINED}
+UNEXPLAINED: dict[str, str] = {**vig.UNEXPLAINED, **clustervig.UNEXPLAINED, **mobilevit.UNEXPLAINED}
 """Published figures that no counter gives, and what is known of them."""
 
 

@@ -21,7 +21,7 @@ from vigcli.config.archs.base import (
 )
 from vigcli.config.load import Strict
 
-Mixer = Literal["mgc", "svga", "dagc", "knn", "fc", "none"]
+Mixer = Literal["mgc", "svga", "dagc", "knn", "degc", "fc", "none"]
 STRIDES = (4, 8, 16, 32)
 
 # Fields of which every family has a default of its own; `Field` says what they are, here for all.
@@ -62,7 +62,7 @@ def check_reach(stage: str, mixer: Mixer, reach: int, grid: int) -> None:
     coinciding.
     """
     sound = f"At this resolution the grid is {grid} x {grid}: choose another reach or resolution."
-    if mixer in ("knn", "fc", "none"):
+    if mixer not in ("mgc", "svga", "dagc"):
         return
     if reach % grid == 0 or (mixer in ("svga", "dagc") and reach >= grid):
         raise ValueError(f"K = {reach} on a grid of {grid} links every token to itself alone ({stage})\n{sound}")
@@ -107,16 +107,19 @@ class GraphStage(Strict):
     """What a graph block mixes tokens by. `mgc`: two links an axis at distance L (MobileViGv2 Section 4.1); `svga`: a
     link to every K-th token of the axis (MobileViG Algorithm 1); `dagc`: to those of them that are like the token
     (GreedyViG Algorithm 1); `knn`: to the nearest of all tokens (ViG), with a top-k and a gather that leave the Neural
-    Engine; `fc`: a fully connected layer in place of the graph (MobileViGv2 Table 3, *); `none`: nothing, the block is
+    Engine; `degc`: to the nearest of the own one of some clusters, and to their centroids (ClusterViG Algorithm 1);
+    `fc`: a fully connected layer in place of the graph (MobileViGv2 Table 3, *); `none`: nothing, the block is
     its feed-forward layer alone."""
     reach: Annotated[int, Field(ge=1, le=512)] = 2
     """L of mgc and K of svga and dagc (the authors' code calls all K), in tokens."""
     neighbours: Neighbours = 9
-    """Neighbours of a token in knn, itself among them."""
+    """Neighbours of a token in knn and degc, itself among them."""
     dilation: Annotated[int, Field(ge=1, le=64)] = 1
     """Of knn: every so many of the nearest is a neighbour."""
     reduction: Reduction = 1
     """Of knn: neighbours are means over squares of so many tokens a side."""
+    clusters: Annotated[int, Field(ge=1, le=64)] = 4
+    """Clusters of the tokens in degc."""
 
 
 class MobileGraphConfig(ArchConfig):
@@ -193,6 +196,8 @@ class MobileGraphConfig(ArchConfig):
             options["reach"] = stage.reach
         elif stage.mixer == "knn":
             options |= Nearest(stage.neighbours, stage.dilation, stage.reduction)._asdict()
+        elif stage.mixer == "degc":
+            options |= {"clusters": stage.clusters, "neighbours": stage.neighbours}
         if stage.mixer != "none":
             options |= {"cpe": self.cpe_kernel, "mixer_expansion": self.mixer_expansion}
         return (*options.items(), ("expansion", self.expansion), ("layer_scale", self.graph_layer_scale))

@@ -34,8 +34,9 @@ def expand_dims(x: Tensor, axes: list[int]) -> Tensor:
 
 @op("concat")
 def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
-    if interleave:
-        raise ValueError("an interleaved concat is not supported")
+    if interleave:  # the first of every value, then the second of every value
+        axis %= values[0].dim()
+        return torch.stack(values, axis + 1).flatten(axis, axis + 1)
     return torch.cat(values, axis)
 
 
