@@ -92,7 +92,8 @@ def _open(path: Path | str, tensors: bool) -> tuple[dict[str, Tensor], str]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             names = file.keys() if tensors else ()
-            loaded = {name: file.get_tensor(name) for name in names}
+            # Copied: memory aligned as in the file, not as torch's own, gives other last digits in the same arithmetic.
+            loaded = {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{path}: is no safetensors file, or is truncated ({error}).", _REMAKE) from error
     if _KEY not in metadata:
