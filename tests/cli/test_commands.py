@@ -199,18 +199,44 @@ def worked(process: subprocess.Popen[str], seconds: float) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.3, 4.0])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_search_leaves_nothing(tmp_path: Path, seconds: float, number: signal.Signals) -> None:
-    process = started(tmp_path, "search", "--budget", "1.0ms")
-    worked(process, seconds)
+def check_nothing_is_left(process: subprocess.Popen[str], number: signal.Signals, folder: Path) -> None:
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     # 130 to a shell in any case: the system ends a process that has not begun, and Python itself by SIGINT sometimes.
     assert process.returncode in (130, -number, -signal.SIGINT)
     assert out == ""
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_stopped_at_its_start_leaves_nothing(tmp_path: Path, seconds: float, number: signal.Signals) -> None:
+    process = started(tmp_path, "search", "--budget", "1.0ms")
+    worked(process, seconds)
+    check_nothing_is_left(process, number, tmp_path)
+
+
+EVOLVING = """
+import sys
+from vigcli.cli.main import main
+from vigcli.search import evolution
+
+tournament = evolution._tournament
+evolution._tournament = lambda *args: print("evolving", file=sys.stderr, flush=True) or tournament(*args)
+main(["search", "--budget", "1.0ms"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_stopped_at_work_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", EVOLVING], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "evolving\n"
+    assert os.listdir(tmp_path) == ["runs"]
+    check_nothing_is_left(process, number, tmp_path)
 
 
 def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
