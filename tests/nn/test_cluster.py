@@ -18,6 +18,7 @@ from vigcli.archs.official import load_official
 from vigcli.config.archs import arch_config
 from vigcli.nn import cluster
 from vigcli.nn.cluster import LOCAL_UPDATES, Degc, Gram, gram, grid_labels, kmeans, memberships
+from vigcli.nn.decisions import Decision
 from vigcli.nn.deploy import deploy
 
 Array = NDArray[np.float64]
@@ -192,7 +193,7 @@ def inertia(x: Array, labels: Array) -> float:
 
 def clustered(x: Tensor, clusters: int, iterations: int = 20) -> Tensor:
     """(B, N) labels."""
-    members = kmeans(gram(x), clusters, iterations)
+    members = kmeans(gram(x), clusters, iterations, Decision())
     assert torch.equal(members.sum(1), torch.ones_like(x[..., 0]))  # every token is in one cluster
     return members.argmax(1)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vigcli.nn.cluster import Degc
 from vigcli.nn.decisions import given_decisions, largest_regret, noted_decisions
 from vigcli.nn.deploy import deploy
 from vigcli.nn.dynamic import GROUPS, KnnGraph, MaskedGraph, MaskedMaxRelative, relative_positions, unit
@@ -254,7 +255,11 @@ def test_a_stem_ends_in_positions(stride: int, convs: int) -> None:
 # ---------------------------------------------------------------------------------------------------- decisions
 
 
-@pytest.mark.parametrize("graph", [MaskedGraph((8, 6, 6), 8, 2), KnnGraph((8, 6, 6), 8, 3, 2)], ids=["dagc", "knn"])
+@pytest.mark.parametrize(
+    "graph",
+    [MaskedGraph((8, 6, 6), 8, 2), KnnGraph((8, 6, 6), 8, 3, 2), Degc((8, 6, 6), 8, 3, 3)],
+    ids=["dagc", "knn", "degc"],
+)
 def test_a_network_decides_as_it_is_told_and_says_what_it_lost(graph: nn.Module) -> None:
     model, x = nn.Sequential(randomized(graph)), smooth(1, 8, 6, 6)
     with torch.no_grad():

@@ -4,9 +4,9 @@ First an fp32 twin of the checkpoint is converted and must give the checkpoint's
 right. Then the shipped package is held to the twin operation by operation: the same graph, the same weights after
 rounding, and values within a budget of noise. Both run in torch, not in Apple's runtime.
 
-Which tokens a dynamic graph links is a choice, and rounding may turn a near tie. So checkpoint and package are run with
-the twin's choices; that the checkpoint's own would have been no better, within 1e-5, and how many the package would
-have chosen apart, is told beside.
+Which tokens a dynamic graph links, and what is a cluster, is a choice, and rounding may turn a near tie. So checkpoint
+and package are run with the twin's choices; that the checkpoint's own would have been no better, within 1e-5, and how
+many the package would have chosen apart, is told beside.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class VerifyReport:
         snr_db: of the package's probabilities-to-be (logits) against the twin's.
         min_snr_db: what the package is held to; None where only the graph and the weights are held (int8).
         worst: (operation, its signal-to-noise ratio in dB).
-        changed_percent: of the choices of neighbours, rank by rank, those that the package makes apart; None without.
+        changed_percent: of the choices of neighbours, rank by rank, and of clusters, those that the package makes
+            apart; None without.
         divergence: the first thing that is wrong, or None.
     """
 
@@ -129,7 +130,7 @@ def _twin_divergence(error: float, regret: float) -> Divergence | None:
             "conversion", "logits", f"the fp32 twin is {error:.1e} of the largest logit off the checkpoint"
         )
     if regret > TWIN_TOLERANCE:
-        return Divergence("conversion", "neighbours", f"the fp32 twin's are {regret:.1e} further than the checkpoint's")
+        return Divergence("conversion", "choices", f"the fp32 twin's are {regret:.1e} worse than the checkpoint's")
     return None
 
 
@@ -314,5 +315,5 @@ class _Noise:
 
 
 def _is_decision(info: OpInfo, value: Tensor) -> bool:
-    """Whether a result says which tokens are neighbours: a top-k's indices, or where a distance is below a limit."""
-    return info.op_type in ("topk", "less") and not value.is_floating_point()
+    """Whether a result is what a `vigcli.nn.decisions.Decision` says: a mask or numbers of tokens or clusters."""
+    return info.op_type in ("topk", "reduce_argmin", "less", "less_equal") and not value.is_floating_point()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vigcli.nn.decisions import Decision
 from vigcli.nn.deploy import Foldable, fold_norm
 
 STARTS = 4  # of k-means, of which the best goes on
@@ -42,6 +43,12 @@ def _or_one(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, 1.0)
 
 
+def _means(members: Tensor) -> Tensor:
+    """The weights of the tokens in the means of clusters, by memberships (..., N); none in an empty one."""
+    count = members.sum(-1, keepdim=True)
+    return members / torch.maximum(count, torch.ones_like(count))
+
+
 class Gram(NamedTuple):
     """The inner products of the tokens of every image, (B, N, N), and their diagonal, (B, N).
 
@@ -60,7 +67,7 @@ def gram(x: Tensor) -> Gram:
 
 
 @torch.no_grad()
-def kmeans(inner: Gram, clusters: int, iterations: int) -> Tensor:
+def kmeans(inner: Gram, clusters: int, iterations: int, decision: Decision) -> Tensor:
     """Lloyd's k-means of the tokens of every image -> memberships (B, clusters, N).
 
     Nothing is drawn. There are `STARTS` starts, each from another token of the image; what joins it are, one after
@@ -68,22 +75,27 @@ def kmeans(inner: Gram, clusters: int, iterations: int) -> Tensor:
     `TRIALS` iterations the start with the least inertia goes on alone. A cluster that loses its tokens starts again
     from the origin.
     """
-    weights = _starts(inner, clusters)  # of the tokens in the centroids: (B, S, clusters, N)
+
+    def nearest(weights: Tensor) -> Tensor:
+        """Memberships in the nearest cluster; a token between two that are equally near is in both."""
+        return decision.all_least(_distances(inner, weights), 2).to(weights.dtype)
+
+    weights = _starts(inner, clusters, decision)  # of the tokens in the centroids: (B, S, clusters, N)
     for _ in range(min(TRIALS, iterations - 1)):
-        weights = _means(_nearest(_distances(inner, weights)))
+        weights = _means(nearest(weights))
     inertia = _distances(inner, weights).amin(2).mean(-1)  # but for a constant
-    best = memberships(inertia.argmin(1), weights.shape[1], weights.dtype).transpose(0, 1)  # (B, S)
+    best = memberships(decision.least(inertia, 1), weights.shape[1], weights.dtype).transpose(0, 1)  # (B, S)
     weights = (weights * best[:, :, None, None]).sum(1, keepdim=True)
     members = weights
     for _ in range(max(iterations - TRIALS, 1)):
-        before, members = members, _nearest(_distances(inner, weights))
-        if _same(before, members):  # no further iteration would change it
+        before, members = members, nearest(weights)
+        if not decision.is_followed and _same(before, members):  # no further iteration would change it
             break
         weights = _means(members)
-    return memberships(_distances(inner, weights)[:, 0].argmin(1), clusters, weights.dtype)
+    return memberships(decision.least(_distances(inner, weights)[:, 0], 1), clusters, weights.dtype)
 
 
-def _starts(inner: Gram, clusters: int) -> Tensor:
+def _starts(inner: Gram, clusters: int, decision: Decision) -> Tensor:
     """Tokens to start from, one-hot: (B, S, clusters, N)."""
     square, tokens, dtype = inner.squares, inner.squares.shape[1], inner.squares.dtype
     distance = square[:, :, None] + square[:, None] - 2 * inner.products  # squared, (B, N, N)
@@ -94,7 +106,7 @@ def _starts(inner: Gram, clusters: int) -> Tensor:
     while len(chosen) < clusters:
         nearest = torch.minimum(nearest, chosen[-1] @ distance) if len(chosen) > 1 else nearest
         left = torch.minimum(distance[:, None], nearest[:, :, None]).mean(-1)  # with each token added: (B, S, N)
-        chosen.append(memberships(left.argmin(-1), tokens, dtype).transpose(1, 2))
+        chosen.append(memberships(decision.least(left, -1), tokens, dtype).transpose(1, 2))
     return torch.stack(chosen, 2)
 
 
@@ -104,19 +116,10 @@ def _distances(inner: Gram, weights: Tensor) -> Tensor:
     return (weights * products).sum(-1, keepdim=True) - 2 * products
 
 
-def _nearest(distances: Tensor) -> Tensor:
-    """Memberships in the nearest cluster; a token between two that are equally near is in both."""
-    return (distances <= distances.amin(2, keepdim=True)).to(distances.dtype)
-
-
-def _means(members: Tensor) -> Tensor:
-    """The weights of the tokens in the centroids of clusters."""
-    return members / _or_one(members.sum(-1, keepdim=True))
-
-
 def _same(before: Tensor, now: Tensor) -> bool:
     """Whether to stop. Elsewhere than on a CPU asking costs more, and a trace must be that of any image."""
-    return now.device.type == "cpu" and not torch.jit.is_tracing() and torch.equal(before, now)
+    is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return now.device.type == "cpu" and not is_traced and torch.equal(before, now)
 
 
 # ----------------------------------------------------------------------------------------------------------- graphs
@@ -138,7 +141,7 @@ class Graph(NamedTuple):
 
 
 @torch.no_grad()
-def nearest_in_cluster(inner: Gram, members: Tensor, neighbours: int) -> Graph:
+def nearest_in_cluster(inner: Gram, members: Tensor, neighbours: int, decision: Decision) -> Graph:
     """The K tokens of the own cluster whose directions are nearest, oneself among them (Algorithm 1, line 5).
 
     Between normalized features the least distance is the greatest cosine, and a token's own length does not change
@@ -151,8 +154,9 @@ def nearest_in_cluster(inner: Gram, members: Tensor, neighbours: int) -> Graph:
     together = members.transpose(1, 2) @ members > 0.5  # (B, N, N)
     length = _or_one(inner.squares.sqrt())
     closeness = torch.where(together, inner.products / length[:, None], _APART)
-    closeness, index = closeness.topk(min(neighbours, tokens), sorted=False)
-    is_neighbour = closeness > _APART / 2
+    index = decision.greatest(closeness, min(neighbours, tokens))
+    # Sorted, the tokens of the own cluster come first.
+    is_neighbour = together.sum(-1, keepdim=True) > torch.arange(index.shape[2], device=members.device)
     index = torch.where(is_neighbour, index, torch.arange(tokens, device=members.device)[:, None])
     first = torch.arange(batch, device=members.device)[:, None, None] * tokens  # row of the image
     return Graph(index + first, is_neighbour)
@@ -237,46 +241,106 @@ class LinearNorm(Foldable):
 
 
 def _perceive(mlp: nn.Module, x: Tensor) -> Tensor:
-    """MLP and GELU of every token, (B, C, N) -> (B, C', N), or edge, (B, C, N, K) -> (B, C', N, K)."""
-    return F.gelu(mlp(x)) if x.dim() == 4 else F.gelu(mlp(x.unsqueeze(3))).squeeze(3)
+    """MLP and GELU of every token: (B, C, N) -> (B, C', N)."""
+    return F.gelu(_pointwise(mlp, x))
 
 
-class GlobalMrgcn(nn.Module):
+def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer of maps applied to tokens: (B, C, N) -> (B, C', N)."""
+    return layer(x.unsqueeze(3)).squeeze(3)
+
+
+def _slice_inputs(conv: nn.Conv2d, start: int, stop: int) -> nn.Conv2d:
+    """The part of a convolution that these input channels have in its result; the first has the bias."""
+    weight = conv.weight[:, start:stop]
+    part = nn.utils.skip_init(
+        nn.Conv2d, weight.shape[1], len(weight), 1, bias=start == 0, device=weight.device, dtype=weight.dtype
+    )  # draws no weights
+    part.weight.copy_(weight)
+    if part.bias is not None:
+        part.bias.copy_(conv.bias)
+    return part
+
+
+class TokenAndCluster(Foldable):
+    """MLP(x_v | z') and GELU: (B, C1, N) of tokens, (B, C, P) of clusters and memberships (B, P, N) -> (B, C', N).
+
+    Deployed without groups, what z' says is computed once a cluster, not once a token.
+    """
+
+    def __init__(self, token_width: int, width: int, hidden: int, groups: int):
+        super().__init__()
+        self.mlp: nn.Module = LinearNorm(token_width + width, hidden, groups)
+        self.of_cluster: nn.Module | None = None
+        self.token_width = token_width
+
+    def forward(self, x: Tensor, z: Tensor, members: Tensor) -> Tensor:
+        if self.of_cluster is None:
+            return _perceive(self.mlp, torch.cat([x, z @ members], 1))
+        return F.gelu(_pointwise(self.mlp, x) + _pointwise(self.of_cluster, z) @ members)
+
+    def fold(self, keep_norm: bool) -> nn.Module:
+        if isinstance(self.mlp, nn.Conv2d) and self.mlp.groups == 1:
+            whole = self.mlp
+            self.of_cluster = _slice_inputs(whole, self.token_width, whole.in_channels)
+            self.mlp = _slice_inputs(whole, 0, self.token_width)
+        return self
+
+
+class GlobalMrgcn(TokenAndCluster):
     """MLP(x_v | max_u(x_u - x_v) | z'), the first two interleaved by channel as in the authors' code (Table II)."""
 
     def __init__(self, width: int, hidden: int, groups: int):
-        super().__init__()
-        self.mlp = LinearNorm(3 * width, hidden, groups)
+        super().__init__(2 * width, width, hidden, groups)
 
-    def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor, members: Tensor, graph: Graph) -> Tensor:  # type: ignore[override]
         greatest = graph.gather(x).amax(2).transpose(1, 2) - x
-        return _perceive(self.mlp, torch.cat([torch.stack([x, greatest], 2).flatten(1, 2), z], 1))
+        return super().forward(torch.stack([x, greatest], 2).flatten(1, 2), z, members)
 
 
-class GlobalEdgeConv(nn.Module):
-    """max_u MLP(x_v | x_u - x_v | z') (Table II)."""
+class GlobalEdgeConv(Foldable):
+    """max_u MLP(x_v | x_u - x_v | z') (Table II).
+
+    Deployed without groups the linear layer is computed once a token, as W_v x_v + b + W_z z' and W_u x_u, and of their
+    sums over u only the greatest and the least can have the greatest GELU, which falls and then rises.
+    """
 
     def __init__(self, width: int, hidden: int, groups: int):
         super().__init__()
-        self.mlp = LinearNorm(3 * width, hidden, groups)
+        self.mlp: nn.Module = LinearNorm(3 * width, hidden, groups)
+        self.of_neighbour: nn.Module | None = None
+        self.of_cluster: nn.Module | None = None
 
-    def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
-        near = graph.gather(x).permute(0, 3, 1, 2)  # (B, C, N, K)
-        x, z = (part.unsqueeze(3).expand_as(near) for part in (x, z))
-        return _perceive(self.mlp, torch.cat([x, near - x, z], 1)).amax(3)
+    def forward(self, x: Tensor, z: Tensor, members: Tensor, graph: Graph) -> Tensor:
+        if self.of_neighbour is None or self.of_cluster is None:
+            near = graph.gather(x).permute(0, 3, 1, 2)  # (B, C, N, K)
+            x, z = (part.unsqueeze(3).expand_as(near) for part in (x, z @ members))
+            return F.gelu(self.mlp(torch.cat([x, near - x, z], 1))).amax(3)
+        own = _pointwise(self.mlp, x) + _pointwise(self.of_cluster, z) @ members
+        said = graph.gather(_pointwise(self.of_neighbour, x))  # (B, N, K, C')
+        ends = (own + said.amax(2).transpose(1, 2), own + said.amin(2).transpose(1, 2))
+        return torch.maximum(F.gelu(ends[0]), F.gelu(ends[1]))
+
+    def fold(self, keep_norm: bool) -> nn.Module:
+        if isinstance(self.mlp, nn.Conv2d) and self.mlp.groups == 1:
+            whole, width = self.mlp, self.mlp.in_channels // 3
+            self.of_cluster = _slice_inputs(whole, 2 * width, 3 * width)
+            self.of_neighbour = _slice_inputs(whole, width, 2 * width)
+            self.mlp = own = _slice_inputs(whole, 0, width)
+            own.weight.copy_(own.weight.double() - self.of_neighbour.weight.double())
+        return self
 
 
-class GlobalGraphSage(nn.Module):
+class GlobalGraphSage(TokenAndCluster):
     """MLP_psi(x_v | max_u MLP_phi(x_u) | z') (Table II); MLP_phi is computed once a token, not once an edge."""
 
     def __init__(self, width: int, hidden: int, groups: int):
-        super().__init__()
+        super().__init__(2 * width, width, hidden, groups)
         self.mlp_phi = LinearNorm(width, width, groups)
-        self.mlp = LinearNorm(3 * width, hidden, groups)
 
-    def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor, members: Tensor, graph: Graph) -> Tensor:  # type: ignore[override]
         said = graph.gather(_perceive(self.mlp_phi, x)).amax(2).transpose(1, 2)
-        return _perceive(self.mlp, torch.cat([x, said, z], 1))
+        return super().forward(torch.cat([x, said], 1), z, members)
 
 
 class GlobalGin(nn.Module):
@@ -288,9 +352,9 @@ class GlobalGin(nn.Module):
         self.eps = nn.Parameter(torch.zeros(1))
         self.delta = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor, members: Tensor, graph: Graph) -> Tensor:
         total = (graph.gather(x) * graph.is_neighbour[..., None]).sum(2).transpose(1, 2)
-        return _perceive(self.mlp, (1 + self.eps) * x + total + (1 + self.delta) * z)
+        return _perceive(self.mlp, (1 + self.eps) * x + total + (1 + self.delta) * z @ members)
 
 
 LOCAL_UPDATES: dict[str, Callable[[int, int, int], nn.Module]] = {
@@ -299,8 +363,8 @@ LOCAL_UPDATES: dict[str, Callable[[int, int, int], nn.Module]] = {
     "graphsage": GlobalGraphSage,
     "gin": GlobalGin,
 }
-"""By name: channels C, hidden channels C' and groups -> tokens (B, C, N), z' of their clusters (B, C, N) and a graph
-to (B, C', N)."""
+"""By name: channels C, hidden channels C' and groups -> tokens (B, C, N), z' of the clusters (B, C, P), memberships
+(B, P, N) and a graph to (B, C', N)."""
 
 
 class Degc(nn.Module):
@@ -329,6 +393,7 @@ class Degc(nn.Module):
         self.attention = CentroidAttention(width)
         self.update = LOCAL_UPDATES[local_update](width, hidden, groups)
         self.kmeans_iterations = kmeans_iterations
+        self.decision = Decision()
         cells = grid_labels(*self.grid, clusters) if partition == "grid" else None
         self.register_buffer("cells", cells, persistent=False)
         self.cells: Tensor | None
@@ -341,14 +406,14 @@ class Degc(nn.Module):
         tokens = x.transpose(1, 2).contiguous()
         inner = gram(tokens)
         members = self._partition(inner, labels)  # (B, P, N)
-        count = members.sum(-1, keepdim=True)
-        z = self.attention((members @ tokens) / _or_one(count), count[..., 0] > 0)  # (B, P, C)
-        graph = nearest_in_cluster(inner, members, self.neighbours)
-        return self.update(x, z.transpose(1, 2) @ members, graph).unflatten(2, self.grid)
+        centroids = _means(members) @ tokens
+        z = self.attention(centroids, members.amax(2) > 0).transpose(1, 2)  # (B, C, P)
+        graph = nearest_in_cluster(inner, members, self.neighbours, self.decision)
+        return self.update(x, z, members, graph).unflatten(2, self.grid)
 
     def _partition(self, inner: Gram, labels: Tensor | None) -> Tensor:
         if labels is None and self.cells is not None:
             labels = self.cells.expand(len(inner.squares), -1)
         if labels is None:
-            return kmeans(inner, self.clusters, self.kmeans_iterations)
+            return kmeans(inner, self.clusters, self.kmeans_iterations, self.decision)
         return memberships(labels, self.clusters, inner.squares.dtype)

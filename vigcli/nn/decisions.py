@@ -1,4 +1,4 @@
-"""Choices that are not continuous in the features: which tokens are neighbours, where distances decide.
+"""Choices that are not continuous in the features: which tokens are neighbours or of one cluster.
 
 Two forms of a network that are equal but for rounding may choose apart at a near tie, and then their logits are apart
 as well. To compare them one is made to choose as the other did, and held to have had a near tie (`regret`).
@@ -6,7 +6,7 @@ as well. To compare them one is made to choose as the other did, and held to hav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,7 +19,8 @@ class Decision(nn.Module):
     Attributes:
         given: decisions to take in turn instead of its own, shared with the others of a network.
         taken: where a run writes down what it chose, shared likewise.
-        regret: the most by which a given decision was worse than its own would have been.
+        regret: the most by which a given decision was worse than its own would have been, relative to the greatest of
+            the numbers that decide.
     """
 
     def __init__(self) -> None:
@@ -28,29 +29,49 @@ class Decision(nn.Module):
         self.taken: list[Tensor] | None = None
         self.regret = 0.0
 
+    @property
+    def is_followed(self) -> bool:
+        """Whether decisions are given or written down, so that their number must not depend on the features."""
+        return self.given is not None or self.taken is not None
+
     def below(self, x: Tensor, limit: Tensor) -> Tensor:
         """x < limit; what a given answer overrules is x's distance from the limit, relative to the limit."""
         own = x < limit
-        if self.given is None:
-            return self._noted(own)
-        given = next(self.given).to(own.device, torch.bool).reshape(own.shape)
-        wrong = ((x - limit) / limit).abs()[given != own]
-        self.regret = max(self.regret, *wrong.tolist(), 0.0)
-        return given
+        return self._settled(own, lambda given: ((x - limit) / limit).abs() * (given != own))
 
-    def nearest(self, closeness: Tensor, count: int) -> Tensor:
-        """The indices of the `count` greatest of every row, greatest first; given ones lose so much closeness."""
-        values, own = closeness.topk(count)
-        if self.given is None:
-            return self._noted(own)
-        given = next(self.given).to(own.device, torch.int64).reshape(own.shape)
-        self.regret = max(self.regret, float((values - closeness.gather(-1, given)).abs().max()))
-        return given
+    def greatest(self, x: Tensor, count: int) -> Tensor:
+        """The indices of the `count` greatest of every row, greatest first."""
+        values, own = x.topk(count)
+        return self._settled(own, lambda given: (values - x.gather(-1, given)).abs() / values.max().clamp_min(1e-9))
 
-    def _noted(self, own: Tensor) -> Tensor:
+    def least(self, x: Tensor, dim: int) -> Tensor:
+        """The index of the least along an axis, of the first of several."""
+        own = x.argmin(dim, keepdim=True)
+        settled = self._settled(own, lambda given: (x.gather(dim, given) - x.gather(dim, own)) / _size(x))
+        return settled.squeeze(dim)
+
+    def all_least(self, x: Tensor, dim: int) -> Tensor:
+        """Which are the least along an axis; where several are equal, all of them."""
+        least = x.amin(dim, keepdim=True)
+
+        def lost(given: Tensor) -> Tensor:
+            none = torch.where(given.any(dim, keepdim=True), 0.0, torch.inf)
+            return (x - least) * given / _size(x) + none
+
+        return self._settled(x <= least, lost)
+
+    def _settled(self, own: Tensor, lost: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.given is not None:
+            given = next(self.given).to(own.device, own.dtype).reshape(own.shape)
+            self.regret = max(self.regret, float(lost(given).max()))
+            return given
         if self.taken is not None:
             self.taken.append(own)
         return own
+
+
+def _size(x: Tensor) -> Tensor:
+    return x.abs().max().clamp_min(1e-9)
 
 
 def decisions_of(model: nn.Module) -> list[Decision]:

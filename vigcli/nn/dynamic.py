@@ -168,7 +168,7 @@ class KnnGraph(Foldable):
         if self.relative_pos is not None:
             # the distance is 2 - 2 cos + position
             closeness = closeness - (self.relative_pos if self.is_folded else self.relative_pos / 2)
-        index = self.decision.nearest(closeness, self.neighbours * self.dilation)
+        index = self.decision.greatest(closeness, self.neighbours * self.dilation)
         return index[:, :, :: self.dilation] if self.dilation > 1 else index
 
     def fold(self, keep_norm: bool) -> nn.Module:
