@@ -1,143 +1,46 @@
-"""How fast networks run: ours deployed against a plain reading of the same network, with the same weights.
+"""How fast networks run: ours deployed against a plain reading of the same network (`plain.py`), with the same weights.
 
-The plain reading keeps batch norm and both heads and writes each graph as its paper does: `torch.roll` for shifts,
-`Unfold` and `Fold` for patches, one image and one cluster after another where the paper loops. Both must give the same
-logits. On the CPU: one thread, CPU time, the two forms interleaved, medians. With a GPU: images per second by batch.
+On the CPU: one thread, CPU time, the forms interleaved, medians. `compiled` is the deployed form through torch.compile
+with its weights packed. With a GPU: images per second by batch. All tables are Markdown, as in docs/speed.md.
 
-    python benchmarks/forward.py --json forward.json
+    python benchmarks/forward.py
+    python benchmarks/forward.py --bounds
     python benchmarks/forward.py --device cuda
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
+import platform
 import statistics
 import time
-import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from plain import plain
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vigcli.archs import build, inference_form
 from vigcli.config.archs import VARIANTS
-from vigcli.nn.attention import MobileViTBlock
+from vigcli.measure.profile import profile
 from vigcli.nn.blocks import LayerScale
-from vigcli.nn.dynamic import KnnGraph, MaskedMaxRelative
-from vigcli.nn.graph import MaxRelative
 
-NETWORKS = (
-    "mobilevig_s", "mobilevigv2_s", "greedyvig_s", "vig_ti", "pvig_ti", "mobilevit_s", "mobilevitv2_100",
-    "mobilevitv3_s",
-)  # fmt: skip
 AUTHORS_MS = {  # the authors' eager code on one core of such a machine, ms an image at batch 1: for orientation
-    "mobilevig_s": 41, "mobilevigv2_s": 37, "greedyvig_s": 86, "vig_ti": 91, "pvig_ti": 160, "mobilevit_s": 50,
-    "mobilevitv2_100": 41, "mobilevitv3_s": 47,
+    "mobilevig_s": 41, "mobilevigv2_s": 37, "greedyvig_s": 86, "vig_ti": 91, "pvig_ti": 160, "clustervig_ti": 208,
+    "mobilevit_s": 50, "mobilevitv2_100": 41, "mobilevitv3_s": 47,
 }  # fmt: skip
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-
-
-# ---------------------------------------------------------------------------------------------------- plain readings
-
-
-class PlainMaxRelative(nn.Module):
-    """The authors' loop: a roll, a difference and a maximum for every link, from zero."""
-
-    def __init__(self, ours: MaxRelative):
-        super().__init__()
-        self.ours = ours
-
-    def forward(self, x: Tensor) -> Tensor:
-        greatest = x - x
-        for by, dim, _ in self.ours.shifts:
-            difference = torch.roll(x, by, dim) - x
-            greatest = torch.maximum(greatest, -difference if self.ours.of_token else difference)
-        return greatest
-
-
-class PlainMaskedMaxRelative(nn.Module):
-    """GreedyViG Algorithm 1: for every link a roll, a distance, a mask and a maximum."""
-
-    def __init__(self, ours: MaskedMaxRelative):
-        super().__init__()
-        self.ours = ours
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows, columns = self.ours.grid
-        far = torch.roll(x, (-(-rows // 2), -(-columns // 2)), (2, 3))
-        distance = (x - far).abs().sum(1, keepdim=True)
-        limit = distance.mean((2, 3), keepdim=True) - distance.std((2, 3), keepdim=True)
-        greatest = x - x
-        for by, dim, size, both in self.ours.links:
-            for shift in {by, size - by} if both else {by}:
-                difference = torch.roll(x, shift, dim) - x
-                near = difference.abs().sum(1, keepdim=True) < limit
-                greatest = torch.maximum(greatest, torch.where(near, difference, 0.0))
-        return greatest
-
-
-class PlainKnnGraph(nn.Module):
-    """ViG's graph: all distances, the nearest of them, and both ends of every edge gathered."""
-
-    def __init__(self, ours: KnnGraph):
-        super().__init__()
-        self.ours = ours
-
-    def forward(self, x: Tensor) -> Tensor:
-        ours = self.ours
-        nodes = F.avg_pool2d(x, ours.reduction).flatten(2) if ours.reduction > 1 else x.flatten(2)
-        starts, ends = F.normalize(x.flatten(2), dim=1).transpose(1, 2), F.normalize(nodes, dim=1).transpose(1, 2)
-        distance = torch.cdist(starts, ends).square()
-        if ours.relative_pos is not None:
-            distance = distance + ours.relative_pos
-        index = distance.topk(ours.neighbours * ours.dilation, largest=False).indices[:, :, :: ours.dilation]
-        edges = index.flatten(1)[:, None].expand(-1, x.shape[1], -1)  # (B, C, N * K)
-        theirs = nodes.gather(2, edges).unflatten(2, index.shape[1:])  # (B, C, N, K)
-        m = (theirs - x.flatten(2)[..., None]).amax(3).view_as(x)
-        return ours.act(ours.proj(torch.stack([x, m], 2).flatten(1, 2)))
-
-
-class PlainMobileViTBlock(nn.Module):
-    """Patches by Unfold and Fold, as MobileViT Section 3.1 describes them."""
-
-    def __init__(self, ours: MobileViTBlock):
-        super().__init__()
-        self.ours = ours
-        ours._unfold, ours._fold = self.unfold, self.fold  # type: ignore[method-assign]
-
-    def unfold(self, x: Tensor) -> Tensor:
-        patch = self.ours.patch
-        columns = F.unfold(x, patch, stride=patch)  # (B, C * P, N)
-        return columns.unflatten(1, (x.shape[1], patch**2)).transpose(2, 3)
-
-    def fold(self, x: Tensor) -> Tensor:
-        patch = self.ours.patch
-        return F.fold(x.transpose(2, 3).flatten(1, 2), self.ours.grid, patch, stride=patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ours(x)
-
-
-PLAIN: dict[type[nn.Module], Callable[..., nn.Module]] = {
-    MaxRelative: PlainMaxRelative,
-    MaskedMaxRelative: PlainMaskedMaxRelative,
-    KnnGraph: PlainKnnGraph,
-    MobileViTBlock: PlainMobileViTBlock,
+GPU_BATCHES = (1, 8, 16, 32, 64, 128, 256, 512)  # of ClusterViG's Table VI
+KINDS = {  # what torch calls the operations
+    "convolution": ("mkldnn_convolution", "_slow_conv2d_forward", "_conv_depthwise2d", "thnn_conv2d"),
+    "products": ("mm", "bmm", "addmm", "baddbmm", "linear", "mkldnn_linear", "dot"),
+    "activation": ("gelu", "silu", "relu", "sigmoid", "_softmax", "hardtanh"),
+    "choice": ("topk", "sort", "argmin", "min", "amin", "amax", "le", "lt", "gt", "eq", "where", "index_select"),
+    "moving": ("copy_", "cat", "clone", "contiguous", "stack", "narrow"),
 }
-
-
-def plain(network: nn.Module) -> nn.Module:
-    """A copy of a network in which every module of `PLAIN` is read as its paper writes it."""
-    network = copy.deepcopy(network)
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) in PLAIN:
-                setattr(parent, name, PLAIN[type(child)](child))
-    return network
 
 
 def drawn(name: str) -> nn.Module:
@@ -149,17 +52,17 @@ def drawn(name: str) -> nn.Module:
     return model
 
 
-# ---------------------------------------------------------------------------------------------------- timing
+def images_of(name: str, batch: int) -> Tensor:
+    size = VARIANTS[name].resolution
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def prepared(network: nn.Module, images: Tensor) -> nn.Module:
-    """Frozen, with its weights packed for the processor by torch."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(network, images)))
+def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    torch.compiler.reset()
+    return torch.compile(network, options={"freezing": True})
 
 
-def cpu_ms(forms: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, float]:
+def cpu_ms(forms: dict[str, Callable[[Tensor], Any]], images: Tensor, rounds: int) -> dict[str, float]:
     """CPU milliseconds an image of each form, interleaved; the first two rounds warm up."""
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(rounds + 2):
@@ -172,13 +75,10 @@ def cpu_ms(forms: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str
 
 @torch.no_grad()
 def on_cpu(name: str, batch: int, rounds: int) -> dict[str, float]:
-    size = VARIANTS[name].resolution
-    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-    model = drawn(name)
+    images, model = images_of(name, batch), drawn(name)
+    check_equal(name, images[:2])
     deployed = inference_form(VARIANTS[name], model)
-    forms = {"plain": plain(model), "deployed": deployed, "prepared": prepared(deployed, images)}
-    check_equal(name, images)
-    return cpu_ms(forms, images, rounds)
+    return cpu_ms({"plain": plain(model), "deployed": deployed, "compiled": compiled(deployed)}, images, rounds)
 
 
 @torch.no_grad()
@@ -191,11 +91,34 @@ def check_equal(name: str, images: Tensor) -> None:
 
 
 @torch.no_grad()
+def bounds(name: str, rounds: int) -> dict[str, float]:
+    """Percent of the deployed form's CPU time by kind of operation, and the rate of its MACs, at batch 1."""
+    images, network = images_of(name, 1), inference_form(VARIANTS[name], drawn(name))
+    ms = cpu_ms({"deployed": network}, images, rounds)["deployed"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(rounds):
+            network(images)
+    spent: dict[str, float] = defaultdict(float)
+    kind_of = {f"aten::{op}": kind for kind, ops in KINDS.items() for op in ops}
+    for event in profiler.key_averages():
+        spent[kind_of.get(event.key, "other")] += event.self_cpu_time_total
+    shares = {kind: 100 * spent[kind] / sum(spent.values()) for kind in (*KINDS, "other")}
+    return {"ms": ms, "gmacs_per_s": profile(VARIANTS[name]).macs / ms / 1e6, **shares}
+
+
+def product_rate(rounds: int) -> float:
+    """GMAC/s of torch's product of two square matrices: what this core can do."""
+    matrix = torch.randn(1024, 1024)
+    ms = cpu_ms({"product": lambda _: matrix @ matrix}, torch.zeros(1), rounds)["product"]
+    return 1024**3 / ms / 1e6
+
+
+@torch.no_grad()
 def on_gpu(name: str, device: str) -> dict[str, float]:
     """Images per second of the deployed form in fp16 by batch size, until memory ends."""
     size, found = VARIANTS[name].resolution, {}
     network = inference_form(VARIANTS[name], drawn(name)).to(device).half().to(memory_format=torch.channels_last)
-    for batch in BATCHES:
+    for batch in GPU_BATCHES:
         try:
             images = torch.randn(batch, 3, size, size, device=device).half().to(memory_format=torch.channels_last)
             for _ in range(3):
@@ -211,32 +134,48 @@ def on_gpu(name: str, device: str) -> dict[str, float]:
     return found
 
 
+def row(cells: Sequence[object]) -> None:
+    """A line of a Markdown table; the first cell is a name, the others are figures."""
+    shown = [f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in cells]
+    print("| " + " | ".join((shown[0].ljust(16), *(cell.rjust(9) for cell in shown[1:]))) + " |", flush=True)
+
+
+def head(*columns: object) -> None:
+    row(columns)
+    print("|" + "-" * 18 + "|" + "|".join(["----------:"] * (len(columns) - 1)) + "|")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("networks", nargs="*", default=tuple(AUTHORS_MS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batches", type=int, nargs="*", default=(1, 8))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--bounds", action="store_true", help="say what the time of the deployed form goes to")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    figures: dict[str, dict[str, dict[str, float]]] = {}
-    if options.device == "cpu":
-        print("CPU ms an image, one thread, medians; prepared: the deployed form frozen and packed by torch")
-        print(f"{'network':<18}{'batch':>6}{'plain':>9}{'deployed':>10}{'prepared':>10}{'ratio':>7}{'authors':>9}")
-    for name in options.networks:
-        figures[name] = {}
-        if options.device != "cpu":
-            figures[name]["images_per_s"] = on_gpu(name, options.device)
-            print(f"{name:<18}" + "".join(f"{b:>6}:{v:<8.0f}" for b, v in figures[name]["images_per_s"].items()))
-            continue
-        for batch in options.batches:
-            ms = figures[name][str(batch)] = on_cpu(name, batch, options.rounds)
-            authors = f"{AUTHORS_MS[name]:>9}" if batch == 1 and name in AUTHORS_MS else ""
-            row = (
-                f"{ms['plain']:>9.1f}{ms['deployed']:>10.1f}{ms['prepared']:>10.1f}{ms['plain'] / ms['prepared']:>7.2f}"
-            )
-            print(f"{name:<18}{batch:>6}{row}{authors}", flush=True)
+    figures: dict[str, Any] = {}
+    where = torch.cuda.get_device_name() if options.device != "cpu" else platform.processor() or platform.machine()
+    print(f"torch {torch.__version__}, {where}, {product_rate(options.rounds):.0f} GMAC/s in a product of matrices\n")
+    if options.bounds:
+        head("network", "ms", "GMAC/s", *(f"{kind} %" for kind in (*KINDS, "other")))
+        for name in options.networks:
+            figures[name] = bounds(name, options.rounds)
+            row((name, *figures[name].values()))
+    elif options.device != "cpu":
+        head("network", *GPU_BATCHES)
+        for name in options.networks:
+            figures[name] = on_gpu(name, options.device)
+            row((name, *(figures[name].get(str(batch), "-") for batch in GPU_BATCHES)))
+    else:
+        head("network", "batch", "plain", "deployed", "compiled", "plain / deployed", "plain / compiled", "authors")
+        for name in options.networks:
+            figures[name] = {}
+            for batch in options.batches:
+                ms = figures[name][str(batch)] = on_cpu(name, batch, options.rounds)
+                ratios = [f"{ms['plain'] / ms[form]:.2f}" for form in ("deployed", "compiled")]
+                row((name, batch, *ms.values(), *ratios, AUTHORS_MS.get(name, "-") if batch == 1 else "-"))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

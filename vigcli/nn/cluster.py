@@ -46,7 +46,7 @@ def _or_one(x: Tensor) -> Tensor:
 def _means(members: Tensor) -> Tensor:
     """The weights of the tokens in the means of clusters, by memberships (..., N); none in an empty one."""
     count = members.sum(-1, keepdim=True)
-    return members / torch.maximum(count, torch.ones_like(count))
+    return members / torch.maximum(count, torch.ones(1, dtype=count.dtype, device=count.device))
 
 
 class Gram(NamedTuple):
@@ -78,21 +78,21 @@ def kmeans(inner: Gram, clusters: int, iterations: int, decision: Decision) -> T
 
     def nearest(weights: Tensor) -> Tensor:
         """Memberships in the nearest cluster; a token between two that are equally near is in both."""
-        return decision.all_least(_distances(inner, weights), 2).to(weights.dtype)
+        return decision.all_least(_distances(inner, weights), -2).to(weights.dtype)
 
     weights = _starts(inner, clusters, decision)  # of the tokens in the centroids: (B, S, clusters, N)
     for _ in range(min(TRIALS, iterations - 1)):
         weights = _means(nearest(weights))
     inertia = _distances(inner, weights).amin(2).mean(-1)  # but for a constant
     best = memberships(decision.least(inertia, 1), weights.shape[1], weights.dtype).transpose(0, 1)  # (B, S)
-    weights = (weights * best[:, :, None, None]).sum(1, keepdim=True)
+    weights = (weights * best[:, :, None, None]).sum(1)  # (B, clusters, N)
     members = weights
     for _ in range(max(iterations - TRIALS, 1)):
         before, members = members, nearest(weights)
         if not decision.is_followed and _same(before, members):  # no further iteration would change it
             break
         weights = _means(members)
-    return memberships(decision.least(_distances(inner, weights)[:, 0], 1), clusters, weights.dtype)
+    return memberships(decision.least(_distances(inner, weights), 1), clusters, weights.dtype)
 
 
 def _starts(inner: Gram, clusters: int, decision: Decision) -> Tensor:
@@ -111,8 +111,11 @@ def _starts(inner: Gram, clusters: int, decision: Decision) -> Tensor:
 
 
 def _distances(inner: Gram, weights: Tensor) -> Tensor:
-    """Squared, from the centroids to the tokens, but for a constant of each token: (B, S, clusters, N)."""
-    products = (weights.flatten(1, 2) @ inner.products).unflatten(1, weights.shape[1:3])
+    """Squared, from the centroids to the tokens, but for a constant of each token: (B, [S,] clusters, N)."""
+    if weights.dim() == 3:
+        products = weights @ inner.products
+    else:
+        products = (weights.flatten(1, 2) @ inner.products).unflatten(1, weights.shape[1:3])
     return (weights * products).sum(-1, keepdim=True) - 2 * products
 
 
