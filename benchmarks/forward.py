@@ -1,7 +1,8 @@
 """How fast networks run: ours deployed against a plain reading of the same network (`plain.py`), with the same weights.
 
-On the CPU: one thread, CPU time, the forms interleaved, medians. `compiled` is the deployed form through torch.compile
-with its weights packed. With a GPU: images per second by batch. All tables are Markdown, as in docs/speed.md.
+On the CPU: one thread, CPU time, the forms interleaved, medians; timm's network besides, where timm has it. `compiled`
+is the deployed form through torch.compile with its weights packed. With a GPU: images per second by batch. All tables
+are Markdown, as in docs/speed.md.
 
     python benchmarks/forward.py
     python benchmarks/forward.py --bounds
@@ -20,7 +21,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+import torch._inductor.config
 from plain import plain
 from torch import Tensor, nn
 
@@ -59,7 +62,8 @@ def images_of(name: str, batch: int) -> Tensor:
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
     torch.compiler.reset()
-    return torch.compile(network, options={"freezing": True})
+    torch._inductor.config.freezing = True  # as an option of the call it comes too late to pack weights
+    return torch.compile(network)
 
 
 def cpu_ms(forms: dict[str, Callable[[Tensor], Any]], images: Tensor, rounds: int) -> dict[str, float]:
@@ -78,7 +82,10 @@ def on_cpu(name: str, batch: int, rounds: int) -> dict[str, float]:
     images, model = images_of(name, batch), drawn(name)
     check_equal(name, images[:2])
     deployed = inference_form(VARIANTS[name], model)
-    return cpu_ms({"plain": plain(model), "deployed": deployed, "compiled": compiled(deployed)}, images, rounds)
+    forms = {"plain": plain(model), "deployed": deployed, "compiled": compiled(deployed)}
+    if timm.is_model(name):
+        forms["timm"] = timm.create_model(name).eval()
+    return cpu_ms(forms, images, rounds)
 
 
 @torch.no_grad()
@@ -169,13 +176,15 @@ def main() -> None:
             figures[name] = on_gpu(name, options.device)
             row((name, *(figures[name].get(str(batch), "-") for batch in GPU_BATCHES)))
     else:
-        head("network", "batch", "plain", "deployed", "compiled", "plain / deployed", "plain / compiled", "authors")
+        ratios = ("plain / deployed", "plain / compiled")
+        head("network", "batch", "plain", "timm", "deployed", "compiled", *ratios, "authors")
         for name in options.networks:
             figures[name] = {}
             for batch in options.batches:
                 ms = figures[name][str(batch)] = on_cpu(name, batch, options.rounds)
-                ratios = [f"{ms['plain'] / ms[form]:.2f}" for form in ("deployed", "compiled")]
-                row((name, batch, *ms.values(), *ratios, AUTHORS_MS.get(name, "-") if batch == 1 else "-"))
+                cells = [ms.get(form, "-") for form in ("plain", "timm", "deployed", "compiled")]
+                cells += [f"{ms['plain'] / ms[form]:.2f}" for form in ("deployed", "compiled")]
+                row((name, batch, *cells, AUTHORS_MS.get(name, "-") if batch == 1 else "-"))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

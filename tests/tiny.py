@@ -8,6 +8,7 @@ from torch import Tensor
 from vigcli.archs import build
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.config.archs import ArchConfig, arch_config
+from vigcli.config.archs.clustervig import ClusterViGConfig
 from vigcli.config.archs.mobilevig import MobileViGv2Config
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Preprocessing
@@ -27,6 +28,10 @@ LABELS = tuple(f"kind {i}" for i in range(CONFIG.num_classes))
 DYNAMIC = CONFIG.changed(
     {"stages[1].mixer": "dagc", "stages[1].reach": 2, "stages[3].mixer": "dagc", "stages[3].reach": 1}
     | {"stages[2].mixer": "knn", "stages[2].neighbours": 5, "stages[2].dilation": 2}
+)
+# Clusters and neighbours in them, with fewer iterations to convert than the networks of the paper have.
+CLUSTERED = ClusterViGConfig(
+    resolution=96, num_classes=10, depth=2, width=32, clusters=3, neighbours=(4, 5), kmeans_iterations=4, head_width=16
 )
 
 

@@ -24,7 +24,7 @@ from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.convert import export, meta_of
 from vigcli.coreml.interpreter import Program
-from vigcli.coreml.ops import OPS
+from vigcli.coreml.ops import OPS, Op
 from vigcli.coreml.verify import (
     MIN_INPUTS,
     MIN_SNR_DB,
@@ -356,35 +356,48 @@ def test_a_published_variant_with_a_dynamic_graph(name: str, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def dynamic() -> Checkpoint:
-    return tiny.checkpoint(config=tiny.DYNAMIC)
+def dynamic() -> dict[str, Checkpoint]:
+    graphs = {"neighbours": tiny.DYNAMIC, "clusters": tiny.CLUSTERED}
+    return {name: tiny.checkpoint(config=config) for name, config in graphs.items()}
 
 
+@pytest.mark.parametrize("graph", ["neighbours", "clusters"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_choices_that_rounding_turns_are_no_noise(precision: str, dynamic: Checkpoint, tmp_path: Path) -> None:
-    export(dynamic, SHA, tmp_path / "net.mlpackage", precision)  # type: ignore[arg-type]
-    report = verify(tmp_path / "net.mlpackage", dynamic, PIXELS)
+def test_choices_that_rounding_turns_are_no_noise(
+    precision: str, graph: str, dynamic: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    export(dynamic[graph], SHA, tmp_path / "net.mlpackage", precision)  # type: ignore[arg-type]
+    report = verify(tmp_path / "net.mlpackage", dynamic[graph], PIXELS)
     assert report.passed
     assert report.changed_percent is not None
     assert report.changed_percent == 0 if precision == "fp32" else 0 < report.changed_percent < 10
     assert report.snr_db > {"fp32": 120, "fp16": 40}[precision]
 
 
-@pytest.mark.parametrize("name", ["topk", "less"])
+WORSE: dict[str, Callable[[Op], Callable[..., Any]]] = {  # the furthest for the nearest
+    "topk": lambda known: lambda x, **options: known.function(x, **{**options, "ascending": not options["ascending"]}),
+    "reduce_argmin": lambda known: lambda x, **options: known.function(-x, **options),
+    "less": lambda known: lambda x, y: x > y,
+    "less_equal": lambda known: lambda x, y: x > y,
+}
+
+
+@pytest.mark.parametrize(
+    ("graph", "name"),
+    [
+        ("neighbours", "topk"),
+        ("neighbours", "less"),
+        *(("clusters", name) for name in ("topk", "reduce_argmin", "less_equal")),
+    ],
+)
 def test_a_twin_that_chooses_worse_is_found(
-    name: str, dynamic: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: str, name: str, dynamic: dict[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The furthest for the nearest: in checkpoint and package alike everything else fits."""
-    export(dynamic, SHA, tmp_path / "net.mlpackage", "fp32")
-    known = OPS[name]
-    furthest = (
-        (lambda x, **options: known.function(x, **{**options, "ascending": not options["ascending"]}))
-        if name == "topk"
-        else (lambda x, y: x > y)
-    )
-    monkeypatch.setitem(OPS, name, dataclasses.replace(known, function=furthest))
-    found = divergence(verify(tmp_path / "net.mlpackage", dynamic, PIXELS))
-    assert (found.op_type, found.name) == ("conversion", "neighbours")
+    """In checkpoint and package alike everything else fits."""
+    export(dynamic[graph], SHA, tmp_path / "net.mlpackage", "fp32")
+    monkeypatch.setitem(OPS, name, dataclasses.replace(OPS[name], function=WORSE[name](OPS[name])))
+    found = divergence(verify(tmp_path / "net.mlpackage", dynamic[graph], PIXELS))
+    assert (found.op_type, found.name) == ("conversion", "choices")
 
 
 def test_weights_below_fp16_may_be_kept_away_from_zero() -> None:

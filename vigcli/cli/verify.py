@@ -61,13 +61,16 @@ def command(package_name: str | None, checkpoint_name: str | None, inputs: int, 
             f"held to {report.min_snr_db:g} dB" if report.min_snr_db else "reported, not held: int8 trades it for size"
         )
         changed = report.changed_percent
-        choices = f"{changed or 0:.2f} % would fall otherwise in {meta.precision}, order included; run with the twin's"
+        choices = (
+            f"{changed or 0:.2f} % (of neighbours in their order, and clusters) would fall otherwise in "
+            f"{meta.precision}; run with the twin's"
+        )
         fields([
             ("fp32 twin", f"{report.twin_error:.1e} of the largest logit off (held to {TWIN_TOLERANCE:g})"),
             ("graph", f"{report.num_ops} operations, compared one by one, weights and constants included"),
             (f"{meta.precision} package", f"{report.snr_db:.1f} dB against its twin ({held})"),
             ("worst operation", f"{report.worst[0]}, {report.worst[1]:.1f} dB"),
-            *([("neighbours", choices)] if changed is not None else []),
+            *([("choices", choices)] if changed is not None else []),
             ("inputs", f"{report.num_inputs} pictures at {meta.arch.resolution} px"),
             ("verdict", "the package is what its checkpoint says" if report.passed else "DIVERGES"),
         ])  # fmt: skip

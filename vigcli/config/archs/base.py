@@ -78,6 +78,11 @@ class ArchConfig(Strict):
         """The shape of every stage: `segments()` without stem and head."""
         raise NotImplementedError
 
+    @property
+    def grids(self) -> tuple[int, ...]:
+        """Tokens a side in each stage."""
+        return tuple(self.resolution // shape.stride for shape in self.stage_shapes())
+
     def blocks(self) -> tuple[BlockSpec, ...]:
         """All blocks in the order in which they run."""
         return tuple(block for segment in self.segments() for block in segment)

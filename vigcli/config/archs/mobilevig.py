@@ -156,11 +156,6 @@ class MobileGraphConfig(ArchConfig):
                 nearest.check(f"stages[{i}]", grid, stage.width, self.mixer_expansion * stage.width)
         return self
 
-    @property
-    def grids(self) -> tuple[int, ...]:
-        """Tokens a side in each stage."""
-        return tuple(self.resolution // stride for stride in STRIDES)
-
     def stage_shapes(self) -> tuple[StageShape, ...]:
         return tuple(
             StageShape(s.local_depth, s.graph_depth, s.width, stride)

@@ -115,11 +115,6 @@ class MobileTransformerConfig(ArchConfig):
             raise ValueError("fusion_kernel = 3 without a fusion\nSet fusion to input or local, or fusion_kernel to 1.")
         return self
 
-    @property
-    def grids(self) -> tuple[int, ...]:
-        """Tokens a side in each stage."""
-        return tuple(self.resolution // stride for stride in STRIDES)
-
     def stage_shapes(self) -> tuple[StageShape, ...]:
         return tuple(
             StageShape(s.local_depth, s.transformer_depth, s.width, stride)

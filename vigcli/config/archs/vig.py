@@ -72,11 +72,6 @@ class KnnGraphConfig(ArchConfig):
             nearest.check(f"stages[{i}]", grid, stage.width, self.mixer_expansion * stage.width)
         return self
 
-    @property
-    def grids(self) -> tuple[int, ...]:
-        """Tokens a side in each stage."""
-        return tuple(self.resolution // shape.stride for shape in self.stage_shapes())
-
     def stage_shapes(self) -> tuple[StageShape, ...]:
         return tuple(StageShape(0, s.depth, s.width, self.first_stride << i) for i, s in enumerate(self.stages))
 
