@@ -38,7 +38,7 @@ class IsotropicStem(nn.Module):
         return self.convs(x) + self.pos_embed
 
 
-BLOCKS = {"stem": IsotropicStem, "graph": GraphBlock, "head": Head}
+BLOCKS = {"isotropic_stem": IsotropicStem, "graph": GraphBlock, "head": Head}
 
 _CONV = {"0": "conv", "1": "norm"}
 _CONVS = {"cpe.pe": "0.branch.0.conv"} | {

@@ -6,16 +6,13 @@ price can be trusted, and what is refused, is told by the hull and by the table 
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from vigcli.latency.trace import Op, OpTrace
+from vigcli.latency.trace import OpTrace
 
 Network = tuple[str, int]  # builder and resolution in pixels
 
@@ -30,12 +27,24 @@ CORE_GROUPS = (
     "ip14_ios16_xcode_swiftformer",
     "ip13_starnet",
 )
+IOS18_GROUP = "ip13_ios18_xcode_recnext"
 CORE_MAX_MS = 4.0
 NOT_CORE_NETWORKS = ("deit", "vit_", "resnet", "regnet", "convnext", "dm_nfnet")
 SUSPECT_ROWS = ((REFERENCE_GROUP, "timm:mobilevitv2_100"),)  # 3.0 ms; the iPhone 14 says 1.7 and every model agrees
 
-MEMBERS = (("F0", "sum"), ("F0", "max"), ("F2", "sum"), ("F2", "max"))
 SPILL_MB = (1.0, 2.0, 3.0)
+
+
+class Form(NamedTuple):
+    """What a member is fitted as; see `Coefficients`."""
+
+    fusion: str
+    combine: str
+    spill_from_mb: tuple[float, ...] = SPILL_MB
+
+
+MEMBERS = (Form("F0", "sum"), Form("F0", "max"), Form("F2", "sum"), Form("F2", "max"))
+CROSS_CHECK = Form("F0", "sum", (2.0,))  # the second opinion: four coefficients
 SCALE_SD = 0.15  # log-normal prior of a lab's scale
 LOSS_SCALE = 0.05  # error of log(predicted / measured) at which the loss turns from square to absolute
 
@@ -73,33 +82,17 @@ def family(builder: str) -> str:
     return _MERGED_FAMILIES.get(name, name)
 
 
-def load_published(folder: Path) -> tuple[list[Row], dict[Network, OpTrace]]:
-    """The published measurements of buildable networks, and the ops of these networks (path lengths unknown: 0)."""
-    with open(folder / "published_latencies.csv", newline="", encoding="utf-8") as file:
-        rows = [
-            Row(x["builder"], int(x["resolution"]), x["group"], float(x["latency_ms"]))
-            for x in csv.DictReader(file)
-            if x["builder"]
-        ]
-    ops: dict[Network, dict[str, list[Op]]] = {}
-    with gzip.open(folder / "published_network_ops.csv.gz", "rt", newline="", encoding="utf-8") as file:
-        for x in csv.DictReader(file):
-            op = Op(x["kind"], _units(x["act_MB"], 6), _units(x["weight_MB"], 6), _units(x["gmacs"], 9))
-            lists = ops.setdefault((x["builder"], int(x["resolution"])), {"F0": [], "F2": []})
-            lists[x["fusion"]] += [op] * int(x["count"])
-    return rows, {network: OpTrace(tuple(x["F0"]), tuple(x["F2"]), 0) for network, x in ops.items()}
-
-
-def _units(text: str, power: int) -> int:
-    return round(float(text) * 10**power)
-
-
 def core16(rows: Iterable[Row]) -> list[Row]:
     """The rows that the model is fitted to: iOS 16-era Neural Engine, up to 4 ms, mobile networks."""
+    return usable(rows, CORE_GROUPS)
+
+
+def usable(rows: Iterable[Row], groups: Sequence[str]) -> list[Row]:
+    """Rows of these labs that the model speaks of."""
     return [
         row
         for row in rows
-        if row.group in CORE_GROUPS
+        if row.group in groups
         and row.latency_ms <= CORE_MAX_MS
         and not row.builder.split(":")[-1].startswith(NOT_CORE_NETWORKS)
         and (row.group, row.builder) not in SUSPECT_ROWS
@@ -111,7 +104,7 @@ class Coefficients:
     """One member: T_ms = fixed + sum over ops of move (+ or max) weight_ms_per_mb * W, with fp16 MB of 1e6 bytes.
 
     move = act_ms_per_mb * A + spill_ms_per_mb * S(A); A is an op's activations in and out, S(A) the mean over
-    k = 1, 2, 3 MB of max(0, A - k).
+    the k of `spill_from_mb`, in MB, of max(0, A - k).
     """
 
     fusion: str  # F0 or F2
@@ -120,9 +113,10 @@ class Coefficients:
     act_ms_per_mb: float
     spill_ms_per_mb: float
     weight_ms_per_mb: float
+    spill_from_mb: tuple[float, ...] = SPILL_MB
 
     def op_ms(self, trace: OpTrace) -> float:
-        features = _features(trace, self.fusion)
+        features = _features(trace, self.fusion, self.spill_from_mb)
         return float(_op_ms(features, self._slopes, self.combine).sum())
 
     @property
@@ -151,12 +145,12 @@ class CalibratedModel:
         return scale * (self.fixed_ms + self.op_ms(trace))
 
 
-def _features(trace: OpTrace, fusion: str) -> np.ndarray:
+def _features(trace: OpTrace, fusion: str, spill_from_mb: Sequence[float]) -> np.ndarray:
     """(ops, 3): MB of activations, of spill, of weights."""
     ops = trace.ops if fusion == "F0" else trace.fused
     act = np.array([op.act_bytes for op in ops]) / 1e6
     weight = np.array([op.weight_bytes for op in ops]) / 1e6
-    spill = np.mean([np.maximum(0.0, act - k) for k in SPILL_MB], axis=0)
+    spill = np.mean([np.maximum(0.0, act - k) for k in spill_from_mb], axis=0)
     return np.stack([act, spill, weight], axis=1)
 
 
@@ -172,9 +166,14 @@ def _active(features: np.ndarray, slopes: np.ndarray, combine: str) -> np.ndarra
     return np.stack([moves, moves, ~moves], axis=1).astype(float)
 
 
-def fit(rows: Sequence[Row], traces: Mapping[Network, OpTrace]) -> CalibratedModel:
+def fit(
+    rows: Sequence[Row],
+    traces: Mapping[Network, OpTrace],
+    forms: Sequence[Form] = MEMBERS,
+    loss_scale: float = LOSS_SCALE,
+) -> CalibratedModel:
     """Fit the members to the rows; every row's network must have a trace."""
-    return _fit(rows, {fusion: _Table.of(rows, traces, fusion) for fusion in ("F0", "F2")})
+    return Fitter(rows, traces, forms).fit(rows, loss_scale)
 
 
 def fit_scale(model: CalibratedModel, rows: Sequence[Row], traces: Mapping[Network, OpTrace]) -> float:
@@ -183,11 +182,22 @@ def fit_scale(model: CalibratedModel, rows: Sequence[Row], traces: Mapping[Netwo
     return float(np.exp(np.median(np.log(ratios))))
 
 
-def _fit(rows: Sequence[Row], tables: Mapping[str, _Table]) -> CalibratedModel:
-    fits = [(fusion, combine, *_fit_member(rows, tables[fusion], combine)) for fusion, combine in MEMBERS]
-    members = tuple(Coefficients(fusion, combine, *map(float, weights)) for fusion, combine, weights, _ in fits)
-    scales = {group: float(np.mean([x[3][group] for x in fits])) for group in fits[0][3]}
-    return CalibratedModel(members, scales)
+class Fitter:
+    """Fits members to parts of the rows again and again, with the ops of their networks laid out once."""
+
+    def __init__(self, rows: Sequence[Row], traces: Mapping[Network, OpTrace], forms: Sequence[Form] = MEMBERS):
+        self.traces = traces
+        self._tables = {form: _Table.of(rows, traces, form) for form in forms}
+
+    def fit(self, rows: Sequence[Row], loss_scale: float = LOSS_SCALE) -> CalibratedModel:
+        """The mean of all members, fitted to these of the rows."""
+        fits = [(form, *_fit_member(rows, table, form.combine, loss_scale)) for form, table in self._tables.items()]
+        members = tuple(
+            Coefficients(form.fusion, form.combine, *map(float, found), spill_from_mb=form.spill_from_mb)
+            for form, found, _ in fits
+        )
+        scales = {group: float(np.mean([x[2][group] for x in fits])) for group in fits[0][2]}
+        return CalibratedModel(members, scales)
 
 
 @dataclass(frozen=True)
@@ -199,9 +209,9 @@ class _Table:
     index: dict[Network, int]
 
     @classmethod
-    def of(cls, rows: Iterable[Row], traces: Mapping[Network, OpTrace], fusion: str) -> _Table:
+    def of(cls, rows: Iterable[Row], traces: Mapping[Network, OpTrace], form: Form) -> _Table:
         index = {network: i for i, network in enumerate(dict.fromkeys(row.network for row in rows))}
-        features = [_features(traces[network], fusion) for network in index]
+        features = [_features(traces[network], form.fusion, form.spill_from_mb) for network in index]
         starts = np.cumsum([0, *(len(x) for x in features[:-1])])
         return cls(np.concatenate(features), starts, index)
 
@@ -211,7 +221,9 @@ class _Table:
         return np.insert(np.add.reduceat(paid, self.starts), 0, 1.0, axis=1)
 
 
-def _fit_member(rows: Sequence[Row], table: _Table, combine: str) -> tuple[np.ndarray, dict[str, float]]:
+def _fit_member(
+    rows: Sequence[Row], table: _Table, combine: str, loss_scale: float
+) -> tuple[np.ndarray, dict[str, float]]:
     """Coefficients at the reference lab and the labs' scales: least relative error, soft-L1, non-negative."""
     from scipy.optimize import least_squares
 
@@ -219,7 +231,7 @@ def _fit_member(rows: Sequence[Row], table: _Table, combine: str) -> tuple[np.nd
     networks = np.array([table.index[row.network] for row in rows])
     labs = np.array([groups.index(row.group) for row in rows])
     measured_ms = np.array([row.latency_ms for row in rows])
-    prior = LOSS_SCALE / SCALE_SD
+    prior = loss_scale / SCALE_SD
 
     def residuals(x: np.ndarray) -> np.ndarray:
         predicted_ms = (table.sums(x[1:4], combine) @ x[:4])[networks]
@@ -234,43 +246,11 @@ def _fit_member(rows: Sequence[Row], table: _Table, combine: str) -> tuple[np.nd
     start = np.concatenate([[0.5, 0.002, 0.03, 0.03], np.zeros(len(groups))])
     lower = np.concatenate([np.zeros(4), np.full(len(groups), -np.inf)])
     found = least_squares(
-        residuals, start, jacobian, bounds=(lower, np.inf), loss="soft_l1", f_scale=LOSS_SCALE, x_scale="jac"
+        residuals, start, jacobian, bounds=(lower, np.inf), loss="soft_l1", f_scale=loss_scale, x_scale="jac"
     ).x
     scales = np.exp(found[4:])
     reference = scales[groups.index(REFERENCE_GROUP)] if REFERENCE_GROUP in groups else 1.0
     return found[:4] * reference, {group: float(scale / reference) for group, scale in zip(groups, scales, strict=True)}
-
-
-class Errors(NamedTuple):
-    """How well rows are predicted whose network the fit has not seen."""
-
-    mape: float  # mean absolute relative error, a ratio
-    within_10_ratio: float  # rows predicted to within 10 %
-    tau: float  # Kendall's tau between predicted and measured, inside a lab
-
-
-def leave_one_out(rows: Sequence[Row], traces: Mapping[Network, OpTrace], by: str = "network") -> Errors:
-    """Refit without each network (or family) in turn and predict its rows; `by` is "network" or "family"."""
-    tables = {fusion: _Table.of(rows, traces, fusion) for fusion in ("F0", "F2")}
-    predicted = np.zeros(len(rows))
-    keys = [getattr(row, by) for row in rows]
-    for held_out in dict.fromkeys(keys):
-        model = _fit([row for row, key in zip(rows, keys, strict=True) if key != held_out], tables)
-        for i, (row, key) in enumerate(zip(rows, keys, strict=True)):
-            if key == held_out:
-                predicted[i] = model.latency_ms(traces[row.network], model.scales.get(row.group, 1.0))
-    return _errors(rows, predicted)
-
-
-def _errors(rows: Sequence[Row], predicted: np.ndarray) -> Errors:
-    error = np.abs(predicted / np.array([row.latency_ms for row in rows]) - 1)
-    agree = [
-        np.sign(predicted[i] - predicted[j]) * np.sign(rows[i].latency_ms - rows[j].latency_ms)
-        for i in range(len(rows))
-        for j in range(i)
-        if rows[i].group == rows[j].group and rows[i].latency_ms != rows[j].latency_ms
-    ]
-    return Errors(float(error.mean()), float((error <= 0.1).mean()), float(np.mean(agree)))
 
 
 class Range(NamedTuple):

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vigcli.config.load import Strict, load
 from vigcli.errors import ConfigError, NotMeasurableError, did_you_mean
-from vigcli.latency.calibrated import CalibratedModel, Coefficients, family
+from vigcli.latency.calibrated import SPILL_MB, Coefficients, family
+from vigcli.latency.interpolate import BlockPrice, Interpolation
 from vigcli.latency.trace import OpTrace
 from vigcli.paths import builtin_names, find_file
+
+MAX_ROW_MS = 10_000.0  # a block slower than that was not measured in milliseconds
+MAX_DISAGREEMENT = 0.15  # between the price and the second opinion; among the fitted networks it is 8 % at most
+TIE = 0.1  # two networks of a family whose predictions are nearer are in the right order in 66 to 74 % of cases
 
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Range = tuple[NonNegative, Positive]
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
 class Member(Strict):
@@ -29,6 +37,11 @@ class Member(Strict):
     act_ms_per_mb: NonNegative
     spill_ms_per_mb: NonNegative
     weight_ms_per_mb: NonNegative
+    spill_from_mb: tuple[Positive, ...] = SPILL_MB
+
+    @property
+    def coefficients(self) -> Coefficients:
+        return Coefficients(**self.model_dump())
 
 
 class Hull(Strict):
@@ -51,34 +64,107 @@ class Hull(Strict):
         return [self.act_mb, self.weight_mb, self.num_ops, self.gmacs]
 
 
-class HeldOutError(Strict):
-    """How well networks that a fit had not seen were predicted."""
+class Accuracy(Strict):
+    """How well networks were predicted that neither a fit nor a row had seen whole."""
 
     mape_percent: NonNegative
     within_10_percent: Annotated[float, Field(ge=0, le=100)]
     kendall_tau: Annotated[float, Field(ge=-1, le=1)]
-
-
-class HeldOut(Strict):
-    """The errors with each network, and with each family of networks, held out of the fit."""
-
-    network: HeldOutError
-    family: HeldOutError
+    num_rows: Annotated[int, Field(ge=1)]
+    """Measurements that were predicted."""
 
 
 class Interval(Strict):
-    """Multiply and divide an estimate by `factor`: so many percent of new networks of a known family lie inside."""
+    """Multiply and divide an estimate by `factor`: so many percent of networks that were held out lie inside."""
 
     factor: Annotated[float, Field(gt=1)]
-    coverage_percent: Annotated[float, Field(gt=0, lt=100)]
+    coverage_percent: Annotated[float, Field(gt=0, le=100)]
+
+
+class Calibration(Strict):
+    """A model that prices what was not measured, fitted to published measurements of whole networks.
+
+    Attributes:
+        scale: the device's factor on the members' milliseconds; from `num_scale_rows` measurements of it.
+        members: the price is their mean; `cross_check` is a second opinion, a simpler model fitted to the same.
+        new_family_interval: of networks whose family is not among `families`, to which the model was fitted.
+        op_kinds: of the operations that were fitted.
+        out_of_scope: beginnings of names of networks that the model does not price, and why.
+        hull: what was fitted.
+        pattern: which trace of a network is fitted and priced.
+        notes: what else was measured of the device, and left out.
+    """
+
+    scale: Annotated[float, Field(gt=0, le=1000)]
+    num_scale_rows: Annotated[int, Field(ge=1)]
+    num_rows: Annotated[int, Field(ge=1)]
+    pattern: Text
+    scope: Text
+    notes: tuple[Text, ...] = ()
+    new_family_interval: Interval
+    families: tuple[str, ...]
+    op_kinds: tuple[str, ...]
+    out_of_scope: dict[str, str]
+    hull: Hull
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    cross_check: Member
+
+    @cached_property
+    def _model(self) -> tuple[Coefficients, ...]:
+        return tuple(member.coefficients for member in self.members)
+
+    @cached_property
+    def _second(self) -> Coefficients:
+        return self.cross_check.coefficients
+
+    @property
+    def fixed_ms(self) -> float:
+        return self.scale * float(np.mean([member.fixed_ms for member in self.members]))
+
+    def members_ms(self, trace: OpTrace) -> list[float]:
+        """What each member says of the ops of a block."""
+        return [self.scale * member.op_ms(trace) for member in self._model]
+
+    def second_ms(self, trace: OpTrace) -> float:
+        """What the cross-check says of the ops of a block."""
+        return self.scale * self._second.op_ms(trace)
 
 
 class Row(Strict):
-    """One block on the device; `plus_minus_ms` is half the spread of the model's members, or of the runs."""
+    """One block on the device.
 
-    ms: NonNegative
+    Attributes:
+        plus_minus_ms: half the spread of the model's members, or the standard error of the runs.
+        num_runs: of a measured row; 0 of a calibrated one.
+        where: machine or person that measured it.
+        placement: the unit that ran it, where the runtime says so.
+        features: GMACs, depthwise GMACs, MB of activations and of weights, operations: what blocks without a row are
+            interpolated by, in a table without a calibration.
+    """
+
+    ms: Annotated[float, Field(gt=0, le=MAX_ROW_MS)]
     plus_minus_ms: NonNegative
     kind: Literal["calibrated", "measured"] = "calibrated"
+    num_runs: Annotated[int, Field(ge=0)] = 0
+    where: str = ""
+    placement: str = ""
+    features: tuple[NonNegative, NonNegative, NonNegative, NonNegative, NonNegative] | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Row:
+        if (self.kind == "measured") != (self.num_runs > 0):
+            raise ValueError(
+                f"a {self.kind} row of {self.num_runs} runs\nMeasured rows say num_runs, calibrated ones have none."
+            )
+        if self.kind == "measured" and not self.where:
+            raise ValueError("where is empty\nA measured row says which machine it was measured on.")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not said: a table has thousands of rows."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items() if name != "kind"}
+        return {name: value for name, value in handler(self).items() if value != defaults.get(name, ...)}
 
 
 class LatencyTable(Strict):
@@ -86,67 +172,113 @@ class LatencyTable(Strict):
 
     Attributes:
         device: as people call it; `aliases` are other names that find it.
-        scale: the device's factor on the members' milliseconds.
-        families: of the networks that the model was fitted to; the interval of another family is wider.
-        out_of_scope: beginnings of names of networks that the model does not price, and why.
-        rows: block signature -> milliseconds on this device. A block without a row is priced by the members.
+        fixed_ms: of one inference, that belong to no block.
+        kind: of the rows; `mixed` where some are measured and some calibrated.
+        tools: versions of what made the table.
+        interval: of the price of a new network.
+        accuracy: how well networks were predicted, by what was held out.
+        num_rows: of `rows`, so that a file that was cut off is seen.
+        rows: block signature -> milliseconds on this device. A block without a row is priced by the calibration, else
+            interpolated between measured rows of its kind.
     """
 
-    format: Literal[1]
+    format: Literal[2]
     unit: Literal["ms"]
-    device: str
+    device: Text
     aliases: tuple[str, ...] = ()
-    soc: str
-    os: str
-    compute_unit: str
-    precision: Literal["fp16"]
-    kind: Literal["calibrated"]
-    protocol: str
-    source: str
-    pattern: str
-    scope: str
-    fitted_with: dict[str, str]
-    scale: Annotated[float, Field(gt=0, le=1000)]
+    soc: Text
+    os: Text
+    runtime: Text
+    compute_unit: Text
+    precision: Literal["fp16", "fp32", "int8"]
+    protocol: Text
+    source: Text
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
+    tools: dict[str, str]
+    kind: Literal["calibrated", "measured", "mixed"]
+    fixed_ms: NonNegative
     interval: Interval
-    new_family_interval: Interval
-    families: tuple[str, ...]
-    out_of_scope: dict[str, str]
-    held_out: HeldOut
-    hull: Hull
-    model: Annotated[tuple[Member, ...], Field(min_length=1)]
+    accuracy: dict[str, Accuracy]
+    calibration: Calibration | None
+    num_rows: Annotated[int, Field(ge=1)]
     rows: dict[str, Row]
 
-    @property
-    def calibrated(self) -> CalibratedModel:
-        return CalibratedModel(tuple(Coefficients(**member.model_dump()) for member in self.model), {})
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_format(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("format") == 1:
+            raise ValueError("format = 1 is that of an older vig\nMake the table again: `vig table fit`.")
+        return data
 
-    @property
-    def fixed_ms(self) -> float:
-        """Milliseconds of one inference that belong to no block."""
-        return self.scale * self.calibrated.fixed_ms
+    @model_validator(mode="after")
+    def _sound(self) -> LatencyTable:
+        if len(self.rows) != self.num_rows:
+            raise ValueError(
+                f"num_rows = {self.num_rows}, but there are {len(self.rows)}\nIs the file cut off? Take it anew."
+            )
+        if self.kind != kind_of(self.rows):
+            raise ValueError(f"kind = {self.kind}, but the rows are {kind_of(self.rows)}\nSay what they are.")
+        if self.calibration is None and self.kind != "measured":
+            raise ValueError("calibration is missing\nCalibrated rows say by what.")
+        return self
+
+    def with_rows(self, rows: Mapping[str, Row]) -> LatencyTable:
+        """The table with these rows added, or in place of those of the same blocks; the others are untouched."""
+        joined = dict(sorted({**self.rows, **rows}.items()))
+        copied = self.model_copy(update={"rows": joined, "num_rows": len(joined), "kind": kind_of(joined)})
+        copied.__dict__.pop("_interpolation", None)  # that of the rows before
+        return copied
 
     def block_ms(self, signature: str, trace: OpTrace) -> BlockPrice:
-        """Milliseconds of one block: its row, else what the calibrated model says of its ops."""
-        if signature in self.rows:
-            row = self.rows[signature]
-            return BlockPrice(row.ms, row.plus_minus_ms, True, row.kind)
-        members = [self.scale * member.op_ms(trace) for member in self.calibrated.members]
-        return BlockPrice(float(np.mean(members)), float(np.ptp(members)) / 2, False, "calibrated")
+        """Milliseconds of one block: its row, else by the calibration, else interpolated between rows of its kind.
+
+        Raises NotMeasurableError for a block that none of them knows: nothing is free.
+        """
+        model = self.calibration
+        second = None if model is None else model.second_ms(trace)
+        if (row := self.rows.get(signature)) is not None:
+            if row.kind == "measured":
+                second = None if second is None else row.ms
+            return BlockPrice(row.ms, row.plus_minus_ms, "exact", row.kind, second)
+        if model is not None:
+            members = model.members_ms(trace)
+            return BlockPrice(float(np.mean(members)), float(np.ptp(members)) / 2, "model", "calibrated", second)
+        found = self._interpolation.price(signature, trace)
+        if found is None:
+            raise NotMeasurableError(
+                f"the table of {self.device} has no row for {signature}, nor for another block of its kind.",
+                "Measure it: `vig table build`.",
+            )
+        return found
+
+    @cached_property
+    def _interpolation(self) -> Interpolation:
+        rows = {s: (row.ms, row.plus_minus_ms, row.features) for s, row in self.rows.items() if row.features}
+        return Interpolation(rows)  # type: ignore[arg-type]
 
     def network_ms(self, blocks_ms: Any) -> Any:
         """Milliseconds of networks from the sum of their blocks; a number or an array."""
         return self.fixed_ms + blocks_ms
 
+    def disagreement(self, ms: Any, second_blocks_ms: Any) -> Any:
+        """By how much the second opinion is above (or below) a price, as a ratio; 0 without one. Numbers or arrays."""
+        if self.calibration is None:
+            return 0.0 * ms
+        fixed = self.calibration.scale * self.calibration.cross_check.fixed_ms
+        return (fixed + second_blocks_ms) / ms - 1
+
     def outside(self, act_mb: float, weight_mb: float, num_ops: float, gmacs: float) -> tuple[str, ...]:
         """The features of a network that lie outside the fitted range."""
+        if self.calibration is None:
+            return ()
         names = ("activations", "weights", "ops", "GMACs")
-        values = zip(names, (act_mb, weight_mb, num_ops, gmacs), self.hull.bounds(), strict=True)
+        values = zip(names, (act_mb, weight_mb, num_ops, gmacs), self.calibration.hull.bounds(), strict=True)
         return tuple(name for name, value, (low, high) in values if not low <= value <= high)
 
     def estimate(self, name: str, blocks: Sequence[tuple[str, OpTrace]], precision: str = "fp16") -> LatencyEstimate:
         """The latency of a network given as (signature, trace) of its blocks; `name` tells its family.
 
-        Raises NotMeasurableError for a precision that the table does not know.
+        Raises NotMeasurableError for a precision or a block that the table does not know.
         """
         if precision != self.precision:
             raise NotMeasurableError(
@@ -155,37 +287,59 @@ class LatencyTable(Strict):
         prices = [self.block_ms(signature, trace) for signature, trace in blocks]
         ms = float(self.network_ms(sum(price.ms for price in prices)))
         ops = [trace for _, trace in blocks]
-        features = (
-            sum(t.act_mb for t in ops), sum(t.weight_mb for t in ops), sum(t.num_ops for t in ops),
-            sum(t.macs for t in ops) / 1e9,
-        )  # fmt: skip
-        measured = sum(price.ms for price in prices if price.kind == "measured") / ms
-        known = family(name) in self.families
-        interval = self.interval if known else self.new_family_interval
-        reasons = [why for start, why in self.out_of_scope.items() if name.startswith(start)]
-        if not known and not reasons:
-            reasons = ["a family that was not fitted"]
-        if any(op.kind == "topk" for trace in ops for op in trace.ops):
-            reasons.append("top-k, which leaves the Neural Engine")
+        measured_ms = sum(price.ms for price in prices if price.kind == "measured")
+        model, interval, reasons = self.calibration, self.interval, []
+        if model is not None:
+            known = family(name) in model.families
+            interval = self.interval if known else model.new_family_interval
+            reasons = [why for start, why in model.out_of_scope.items() if name.startswith(start)]
+            if not known and not reasons:
+                reasons = ["a family that was not fitted"]
+            features = (
+                sum(t.act_mb for t in ops), sum(t.weight_mb for t in ops), sum(t.num_ops for t in ops),
+                sum(t.macs for t in ops) / 1e9,
+            )  # fmt: skip
+            kinds = {op.kind for trace in ops for op in trace.ops} - set(model.op_kinds)
+            reasons = [*self.outside(*features), *reasons, *map(_unfitted, sorted(kinds))]
+            off = float(self.disagreement(ms, sum(price.second_ms or 0.0 for price in prices)))
+            if abs(off) > MAX_DISAGREEMENT:
+                reasons.append(f"a second model says {100 * off:+.0f} %")
+        num_outside = sum(price.how == "outside" for price in prices)
+        if num_outside:
+            reasons.append(f"{num_outside} blocks beyond the rows of their kind")
+        # What was measured does not widen with the interval, which is the model's.
+        sure = measured_ms if model is not None else 0.0
         return LatencyEstimate(
             ms,
-            ms / interval.factor,
-            ms * interval.factor,
+            sure + (ms - sure) / interval.factor,
+            sure + (ms - sure) * interval.factor,
             self.device,
-            sum(price.exact for price in prices),
+            "measured" if measured_ms and measured_ms >= ms - self.fixed_ms - 1e-9 else "calibrated",
+            sum(price.how == "exact" for price in prices),
             len(prices),
-            100 * measured,
-            (*self.outside(*features), *reasons),
+            100 * measured_ms / ms,
+            tuple(reasons),
         )
 
 
-class BlockPrice(NamedTuple):
-    """Milliseconds of a block, and whether the table has a row for it."""
+_LEAVES_ANE = {"topk": "top-k", "gather": "gather", "sample": "grid sampling"}
 
-    ms: float
-    plus_minus_ms: float
-    exact: bool
-    kind: str
+
+def _unfitted(kind: str) -> str:
+    if kind in _LEAVES_ANE:
+        return f"{_LEAVES_ANE[kind]}, which leaves the Neural Engine"
+    return f"operations that were not fitted ({kind})"
+
+
+def kind_of(rows: Mapping[str, Row]) -> Literal["calibrated", "measured", "mixed"]:
+    """Of a table: that of its rows."""
+    kinds = {row.kind for row in rows.values()}
+    return "mixed" if len(kinds) > 1 else kinds.pop() if kinds else "calibrated"
+
+
+def distinguishable(one_ms: float, other_ms: float) -> bool:
+    """Whether a table may rank two networks: predictions within 10 % of each other are told apart by chance."""
+    return abs(math.log(one_ms / other_ms)) > math.log(1 + TIE)
 
 
 class LatencyEstimate(NamedTuple):
@@ -195,14 +349,16 @@ class LatencyEstimate(NamedTuple):
     low_ms: float
     high_ms: float
     device: str
+    kind: str  # measured where every block is, else calibrated
     num_rows: int  # blocks that have a row in the table
     num_blocks: int
-    measured_percent: float
+    measured_percent: float  # of the milliseconds
     outside: tuple[str, ...]
 
     def __str__(self) -> str:
         mark = f"  OUTSIDE what was fitted: {', '.join(self.outside)}" if self.outside else ""
-        return f"{self.ms:.2f} ms ({self.low_ms:.2f} to {self.high_ms:.2f}), {self.device}, calibrated{mark}"
+        share = f", {self.measured_percent:.0f} % measured" if self.measured_percent and self.kind != "measured" else ""
+        return f"{self.ms:.2f} ms ({self.low_ms:.2f} to {self.high_ms:.2f}), {self.device}, {self.kind}{share}{mark}"
 
 
 def load_table(name: Path | str) -> LatencyTable:
@@ -224,11 +380,10 @@ def _squeezed(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def rows_for(table: LatencyTable, blocks: Iterable[tuple[str, OpTrace]]) -> dict[str, Row]:
-    """Rows for blocks as the table's calibrated model prices them, rounded to a nanosecond."""
-    bare = table.model_copy(update={"rows": {}})
+def rows_for(calibration: Calibration, blocks: Iterable[tuple[str, OpTrace]]) -> dict[str, Row]:
+    """Rows for blocks as a calibration prices them, rounded to a nanosecond."""
     rows = {}
     for signature, trace in blocks:
-        price = bare.block_ms(signature, trace)
-        rows[signature] = Row(ms=round(price.ms, 6), plus_minus_ms=round(price.plus_minus_ms, 6))
+        members = calibration.members_ms(trace)
+        rows[signature] = Row(ms=round(float(np.mean(members)), 6), plus_minus_ms=round(float(np.ptp(members)) / 2, 6))
     return rows

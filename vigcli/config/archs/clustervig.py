@@ -89,7 +89,7 @@ class ClusterViGConfig(ArchConfig):
 
     def segments(self) -> tuple[tuple[BlockSpec, ...], ...]:
         image = (self.in_chans, self.resolution, self.resolution)
-        stem = BlockSpec("stem", image, (("width", self.width), ("stride", self.stride)))
+        stem = BlockSpec("isotropic_stem", image, (("width", self.width), ("stride", self.stride)))
         shape = (self.width, self.grid, self.grid)
         head = (("width", self.head_width), ("num_classes", self.num_classes), ("distilled", self.distilled))
         return (stem,), tuple(self._block(i, shape) for i in range(self.depth)), (BlockSpec("head", shape, head),)

@@ -1,0 +1,98 @@
+"""How wrong the calibrated model is, by rows whose network or family a fit has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vigcli.latency.calibrated import CROSS_CHECK, LOSS_SCALE, MEMBERS, Fitter, Form, Network, Row
+from vigcli.latency.trace import OpTrace
+
+Array = NDArray[np.float64]
+LOSS_SCALES = (0.03, LOSS_SCALE, 0.1)
+# What `nested` chooses between: each member alone, the cross-check, and the mean of the members.
+CANDIDATES: tuple[tuple[Form, ...], ...] = (*((form,) for form in (*MEMBERS, CROSS_CHECK)), MEMBERS)
+
+
+class Errors(NamedTuple):
+    """How well rows are predicted."""
+
+    mape: float  # mean absolute relative error, a ratio
+    within_10_ratio: float  # rows predicted to within 10 %
+    tau: float  # Kendall's tau between predicted and measured, inside a lab
+
+
+def held_out(
+    fitter: Fitter, fitted: Sequence[Row], rows: Sequence[Row], by: str, loss_scale: float = LOSS_SCALE
+) -> tuple[Array, Array]:
+    """Milliseconds at scale 1 of every row, and its lab's scale, by a fit to `fitted` without its network (or family).
+
+    Args:
+        fitter: of all these rows.
+        by: "network" or "family".
+    """
+    price, scale = np.zeros(len(rows)), np.ones(len(rows))
+    keys = [getattr(row, by) for row in rows]
+    for key in dict.fromkeys(keys):
+        model = fitter.fit([row for row in fitted if getattr(row, by) != key], loss_scale)
+        for i in (i for i, other in enumerate(keys) if other == key):
+            price[i] = model.latency_ms(fitter.traces[rows[i].network])
+            scale[i] = model.scales.get(rows[i].group, 1.0)
+    return price, scale
+
+
+def leave_one_out(
+    rows: Sequence[Row], traces: Mapping[Network, OpTrace], by: str = "network", forms: Sequence[Form] = MEMBERS
+) -> Errors:
+    """Refit without each network (or family) in turn and predict its rows."""
+    return errors(rows, np.prod(held_out(Fitter(rows, traces, forms), rows, rows, by), 0))
+
+
+def nested(rows: Sequence[Row], traces: Mapping[Network, OpTrace]) -> Errors:
+    """Each family predicted by the candidate and loss that predict the other families best when these are held out.
+
+    What the choice of a model costs: nothing that a row is judged by has seen it, its form included.
+    """
+    predicted = np.zeros(len(rows))
+    choices = [(Fitter(rows, traces, forms), loss) for forms in CANDIDATES for loss in LOSS_SCALES]
+    for family in dict.fromkeys(row.family for row in rows):
+        others = [row for row in rows if row.family != family]
+        mapes = [
+            errors(others, np.prod(held_out(fitter, others, others, "family", loss), 0)).mape
+            for fitter, loss in choices
+        ]
+        fitter, loss = choices[int(np.argmin(mapes))]
+        model = fitter.fit(others, loss)
+        for i, row in enumerate(rows):
+            if row.family == family:
+                predicted[i] = model.latency_ms(traces[row.network], model.scales.get(row.group, 1.0))
+    return errors(rows, predicted)
+
+
+def on_one_device(rows: Sequence[Row], price: Array) -> Array:
+    """Predictions of a device's rows from held-out prices at scale 1, scaled by the rows of its other networks."""
+    ratios = np.log([row.latency_ms for row in rows]) - np.log(price)
+    networks = [row.network for row in rows]
+    others = [[r for r, n in zip(ratios, networks, strict=True) if n != network] for network in networks]
+    return price * np.exp([np.median(r) for r in others])
+
+
+def coverage(rows: Sequence[Row], predicted: Array, factor: float) -> float:
+    """The share of rows that lie between prediction / factor and prediction * factor."""
+    off = np.abs(np.log(predicted / np.array([row.latency_ms for row in rows])))
+    return float((off <= np.log(factor)).mean())
+
+
+def errors(rows: Sequence[Row], predicted: Array) -> Errors:
+    """Of predictions of the rows."""
+    error = np.abs(predicted / np.array([row.latency_ms for row in rows]) - 1)
+    agree = [
+        np.sign(predicted[i] - predicted[j]) * np.sign(rows[i].latency_ms - rows[j].latency_ms)
+        for i in range(len(rows))
+        for j in range(i)
+        if rows[i].group == rows[j].group and rows[i].latency_ms != rows[j].latency_ms
+    ]
+    return Errors(float(error.mean()), float((error <= 0.1).mean()), float(np.mean(agree)) if agree else 0.0)

@@ -1,0 +1,98 @@
+"""Blocks between measured ones: the price of a block without a row, by rows of its kind.
+
+Blocks of a kind (`graph`, `inverted_residual`, ...) cost about linearly in what they compute and move; a line through
+the rows of a kind is corrected by what the nearest of them are off it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vigcli.latency.trace import OpTrace
+
+Array = NDArray[np.float64]
+Features = tuple[float, float, float, float, float]
+NEIGHBOURS = 4  # rows whose errors correct a line
+
+
+class BlockPrice(NamedTuple):
+    """Milliseconds of a block, and how they are known.
+
+    Attributes:
+        how: `exact` (its row), `model` (the calibration), `interpolated` or `outside` (beyond the rows of its kind).
+        kind: `measured` or `calibrated`; what is interpolated between measured rows is measured.
+        second_ms: a second opinion; None in a table without a calibration.
+    """
+
+    ms: float
+    plus_minus_ms: float
+    how: str
+    kind: str
+    second_ms: float | None = None
+
+
+def features_of(trace: OpTrace) -> Features:
+    """GMACs, depthwise GMACs, MB of activations and of weights, operations."""
+    return trace.macs / 1e9, trace.depthwise_macs / 1e9, trace.act_mb, trace.weight_mb, float(trace.num_ops)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The rows of one kind and the non-negative line through them."""
+
+    features: Array  # (rows, 5)
+    ms: Array
+    slopes: Array
+
+    @classmethod
+    def through(cls, features: Array, ms: Array) -> _Line:
+        from scipy.optimize import nnls
+
+        slopes, _ = nnls(features / ms[:, None], np.ones(len(ms)))  # least relative error
+        return cls(features, ms, slopes)
+
+    def at(self, wanted: Array) -> tuple[float, float]:
+        """Milliseconds and their spread."""
+        line = self.features @ self.slopes
+        scale = self.features.max(0) + 1e-12
+        distance = np.abs(np.log1p(self.features / scale) - np.log1p(wanted / scale)).sum(1)
+        near = np.argsort(distance, kind="stable")[:NEIGHBOURS]
+        weight = 1 / (distance[near] + 1e-6)
+        ratios = self.ms[near] / line[near]
+        ms = float(wanted @ self.slopes * np.average(ratios, weights=weight))
+        return ms, float(ms * np.std(ratios))
+
+
+class Interpolation:
+    """Prices of blocks by the measured rows of their kind."""
+
+    def __init__(self, rows: Mapping[str, tuple[float, float, Features]]):
+        kinds: dict[str, list[tuple[float, Features]]] = {}
+        for signature, (ms, _, features) in rows.items():
+            kinds.setdefault(_kind(signature), []).append((ms, features))
+        self._lines = {
+            kind: _Line.through(np.array([f for _, f in found]), np.array([ms for ms, _ in found]))
+            for kind, found in kinds.items()
+        }
+
+    def price(self, signature: str, trace: OpTrace) -> BlockPrice | None:
+        """None where there is no row of the kind."""
+        line = self._lines.get(_kind(signature))
+        if line is None:
+            return None
+        wanted = np.array(features_of(trace))
+        ms, spread = line.at(wanted)
+        inside = (wanted >= 0.99 * line.features.min(0)).all() and (wanted <= 1.01 * line.features.max(0)).all()
+        return BlockPrice(ms, spread, "interpolated" if inside else "outside", "measured")
+
+
+def _kind(signature: str) -> str:
+    """`graph[mixer=mgc reach=2 ...] 64x28x28` -> `graph mgc`."""
+    name, _, options = signature.partition(" ")[0].partition("[")
+    mixer = options.removeprefix("mixer=").split(" ")[0] if options.startswith("mixer=") else ""
+    return f"{name} {mixer}".strip()

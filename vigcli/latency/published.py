@@ -1,0 +1,96 @@
+"""Published milliseconds and the ops of the networks they were measured on, from CSV files that are not trusted."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from vigcli.errors import ConfigError
+from vigcli.latency.calibrated import Network, Row
+from vigcli.latency.trace import Op, OpTrace
+
+T = TypeVar("T")
+_HINT = "Compare it with the file of the same name in latency_tables/published/."
+
+
+def load_published(folder: Path) -> tuple[list[Row], dict[Network, OpTrace]]:
+    """The published measurements of buildable networks, and the ops of these networks (path lengths unknown: 0).
+
+    Raises ConfigError with file and line for a file that is cut off, a missing column, or a value that is none.
+    """
+    ops: dict[Network, dict[str, list[Op]]] = {}
+    for line in read_csv(folder / "published_network_ops.csv.gz"):
+        op = Op(line.text("kind"), line.count("act_MB", 1e6), line.count("weight_MB", 1e6), line.count("gmacs", 1e9))
+        lists = ops.setdefault((line.text("builder"), line.count("resolution")), {"F0": [], "F2": []})
+        lists[line.one_of("fusion", ("F0", "F2"))] += [op] * line.count("count")
+    rows = []
+    for line in read_csv(folder / "published_latencies.csv"):
+        if line.cells.get("builder"):
+            row = Row(line.text("builder"), line.count("resolution"), line.text("group"), line.positive("latency_ms"))
+            if row.network not in ops:
+                raise line.wrong("builder", "has no ops in published_network_ops.csv.gz")
+            rows.append(row)
+    return rows, {network: OpTrace(tuple(x["F0"]), tuple(x["F2"]), 0) for network, x in ops.items()}
+
+
+def read_csv(path: Path) -> Iterator[Line]:
+    """The lines of a CSV file, or of a gzipped one, with a header. Raises ConfigError where it is damaged."""
+    number = 1
+    try:
+        with gzip.open(path, "rt", **_TEXT) if path.suffix == ".gz" else open(path, **_TEXT) as file:  # type: ignore[call-overload]
+            for number, cells in enumerate(csv.DictReader(file, strict=True), 2):
+                yield Line(path, number, cells)
+    except (csv.Error, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ConfigError(f"{path}:{number}: the file is damaged: {error}.", _HINT) from error
+    if number == 1:
+        raise ConfigError(f"{path}: holds no rows.", _HINT)
+
+
+_TEXT = {"newline": "", "encoding": "utf-8"}
+
+
+class Line:
+    """One line of a CSV file, whose cells are read as what they should be."""
+
+    def __init__(self, path: Path, number: int, cells: dict[str, str]):
+        self.path, self.number, self.cells = path, number, cells
+
+    def wrong(self, column: str, why: str) -> ConfigError:
+        """The complaint about a cell, with file and line."""
+        return ConfigError(f"{self.path}:{self.number}: {column} = '{self.cells.get(column)}' {why}.", _HINT)
+
+    def text(self, column: str) -> str:
+        """A cell that is not empty."""
+        found = self.cells.get(column)
+        if column not in self.cells or found is None:
+            raise ConfigError(f"{self.path}:{self.number}: there is no column '{column}'.", _HINT)
+        if not found.strip():
+            raise self.wrong(column, "is empty")
+        return found
+
+    def one_of(self, column: str, known: tuple[str, ...]) -> str:
+        if (found := self.text(column)) not in known:
+            raise self.wrong(column, f"is none of {', '.join(known)}")
+        return found
+
+    def positive(self, column: str) -> float:
+        """A number above zero."""
+        return self._number(column, lambda x: x > 0, "is no number above 0")
+
+    def count(self, column: str, unit: float = 1) -> int:
+        """So many units, of which the cell counts `unit` as one."""
+        return round(self._number(column, lambda x: x >= 0, "is no number from 0 on") * unit)
+
+    def _number(self, column: str, sound: Callable[[float], bool], why: str) -> float:
+        try:
+            value = float(self.text(column))
+        except ValueError:
+            raise self.wrong(column, why) from None
+        if not math.isfinite(value) or not sound(value):
+            raise self.wrong(column, why)
+        return value
