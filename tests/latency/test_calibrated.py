@@ -1,8 +1,22 @@
 """The calibrated model: fitted numbers and held-out errors beside those of the study that proposed it."""
 
+import numpy as np
 import pytest
 
-from vigcli.latency.calibrated import MEMBERS, core16, fit, fit_scale, hull, leave_one_out, load_published
+from vigcli.latency.calibrated import (
+    CROSS_CHECK,
+    IOS18_GROUP,
+    MEMBERS,
+    Fitter,
+    Row,
+    core16,
+    fit,
+    fit_scale,
+    hull,
+    usable,
+)
+from vigcli.latency.crossvalidation import coverage, held_out, leave_one_out, on_one_device
+from vigcli.latency.published import load_published
 from vigcli.latency.trace import OpTrace
 from vigcli.paths import builtin_folder
 
@@ -44,7 +58,7 @@ def test_core_rows(published):
 
 
 def test_coefficients_are_in_the_published_intervals(model):
-    assert [(m.fusion, m.combine) for m in model.members] == list(MEMBERS)
+    assert [(m.fusion, m.combine, m.spill_from_mb) for m in model.members] == list(MEMBERS)
     for member in model.members:
         values = (member.fixed_ms, member.act_ms_per_mb, member.spill_ms_per_mb, member.weight_ms_per_mb)
         for value, (low, high) in zip(values, INTERVALS[member.fusion, member.combine], strict=True):
@@ -74,13 +88,48 @@ def test_price_adds_up_over_parts(published, model):
 
 
 def test_held_out_errors(published):
-    # The study gives 7.65 % and 9.1 % with the suspect row among the scored ones; it alone is worth 0.26 points.
     by_network = leave_one_out(*published, by="network")
-    assert by_network.mape == pytest.approx(0.0765, abs=0.004)
-    assert by_network.tau == pytest.approx(0.869, abs=0.03)
+    assert by_network.mape == pytest.approx(0.0741, abs=0.001)
+    assert by_network.tau == pytest.approx(0.878, abs=0.01)
     by_family = leave_one_out(*published, by="family")
-    assert by_family.mape == pytest.approx(0.091, abs=0.006)
-    assert by_family.within_10_ratio == pytest.approx(0.67, abs=0.04)
+    assert by_family.mape == pytest.approx(0.088, abs=0.002)
+    assert by_family.within_10_ratio == pytest.approx(0.68, abs=0.02)
+
+
+def test_held_out_errors_of_the_study(published):
+    """The study fits and scores the suspect row too: 7.65 and 9.1 %, tau .869 and .844; its second model 8.0, 9.6 %.
+
+    It gives every member its labs' scales, we the mean of them, which is worth 0.2 points where families are held out.
+    """
+    rows = [*published[0], Row("timm:mobilevitv2_100", 256, "ip13mini_ios16_modelbench", 3.0)]
+    by_network, by_family = (leave_one_out(rows, published[1], by) for by in ("network", "family"))
+    assert by_network.mape == pytest.approx(0.0765, abs=0.001)
+    assert by_family.mape == pytest.approx(0.091, abs=0.002)
+    assert by_network.tau == pytest.approx(0.869, abs=0.02)
+    assert by_family.tau == pytest.approx(0.844, abs=0.02)
+    second, second_by_family = (leave_one_out(rows, published[1], by, (CROSS_CHECK,)) for by in ("network", "family"))
+    assert second.mape == pytest.approx(0.080, abs=0.002)
+    assert second_by_family.mape == pytest.approx(0.096, abs=0.002)
+
+
+def test_coverage_and_one_device(published):
+    rows = published[0]
+    exact = np.array([row.latency_ms for row in rows])
+    assert coverage(rows, exact, 1.01) == 1
+    off = exact * np.where(np.arange(len(rows)) % 4 == 0, 1.2, 1.05)
+    assert coverage(rows, off, 1.1) == pytest.approx(0.75, abs=0.01)
+    here = usable(rows, ["ip13mini_ios16_modelbench"])
+    twice = on_one_device(here, 0.5 * np.array([row.latency_ms for row in here]))
+    assert twice == pytest.approx([row.latency_ms for row in here])  # the scale is found from the other networks
+
+
+def test_what_is_held_out_is_not_seen(published):
+    """A row that is wrong by a factor of ten moves the predictions of the others, not its own."""
+    rows, traces = published
+    fitter = Fitter(rows, traces)
+    price, _ = held_out(fitter, rows, rows[:1], "network")
+    wrong = [rows[0]._replace(latency_ms=10 * rows[0].latency_ms), *rows[1:]]
+    assert held_out(fitter, wrong, wrong[:1], "network")[0] == pytest.approx(price, rel=1e-9)
 
 
 def test_mobilevig_held_out(published):
@@ -94,7 +143,7 @@ def test_mobilevig_held_out(published):
 
 def test_scale_of_a_new_device(published, model):
     rows, _ = load_published(FOLDER)
-    ios18 = [row for row in rows if row.group == "ip13_ios18_xcode_recnext" and row.latency_ms <= 4]
+    ios18 = usable(rows, [IOS18_GROUP])
     assert fit_scale(model, ios18, published[1]) == pytest.approx(1.534 / 1.008, rel=0.1)
 
 

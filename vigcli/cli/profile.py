@@ -61,19 +61,19 @@ def command(
 
 def _config(
     subject: str, settings: tuple[str, ...], resolution: int | None, num_classes: int | None
-) -> tuple[Any, str]:
-    """The architecture that a name, recipe, checkpoint or package has, and the precision that it would run in."""
+) -> tuple[Any, str | None]:
+    """The architecture that a name, recipe, checkpoint or package has, and the precision of what is a package."""
     from vigcli.cli.load import arch_with
 
     path = Path(subject)
     if not path.exists() and path.suffix not in (".safetensors", ".mlpackage", ".yaml"):
-        return arch_with(subject, settings, resolution, num_classes), "fp16"
+        return arch_with(subject, settings, resolution, num_classes), None
     if settings or resolution or num_classes:
         raise UsageError(f"{subject}: its architecture is fixed.", "--set and --resolution go with a network's name.")
     if path.suffix == ".yaml":
         from vigcli.config.recipe import load_recipe
 
-        return load_recipe(path).arch_config(), "fp16"
+        return load_recipe(path).arch_config(), None
     if path.suffix == ".mlpackage":
         from vigcli.coreml.convert import package_meta
 
@@ -82,7 +82,7 @@ def _config(
     from vigcli.archs.checkpoint import read_meta
     from vigcli.cli.load import picked_checkpoint
 
-    return read_meta(picked_checkpoint(subject)).arch, "fp16"
+    return read_meta(picked_checkpoint(subject)).arch, None
 
 
 def _all(latency_table: Any, as_json: bool) -> None:
@@ -101,7 +101,7 @@ def _all(latency_table: Any, as_json: bool) -> None:
         emit_json(records)
         return
     columns = (
-        "network", "px", "params", "inference", "deployed", "MACs", "thop", "calibrated ms",
+        "network", "px", "params", "inference", "deployed", "MACs", "thop", f"{latency_table.kind} ms",
         "paper M", "GMACs", "ms", "top-1 %",
     )  # fmt: skip
     rows = [
@@ -116,7 +116,7 @@ def _all(latency_table: Any, as_json: bool) -> None:
         )
         for r in records
     ]  # fmt: skip
-    table(columns, rows, title=f"{latency_table.device}, {latency_table.os}, fp16, batch 1")
+    table(columns, rows, title=f"{latency_table.device}, {latency_table.os}, {latency_table.precision}, batch 1")
     say("params: total (all heads), at inference as papers count (one head, norms kept), deployed (norms folded).")
     say("MACs: convolution, linear and matmul of the deployed form; thop: the training form, norms added, no matmul.")
     say("--paper sets the counts beside the published ones, whose counters differ; --json has every digit, and memory.")
@@ -125,11 +125,13 @@ def _all(latency_table: Any, as_json: bool) -> None:
         say("*: outside the fitted range, do not trust.")
 
 
-def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_ms: float | None, as_json: bool) -> None:
+def _one(
+    subject: str, config: Any, precision: str | None, latency_table: Any, budget_ms: float | None, as_json: bool
+) -> None:
     from vigcli.measure.profile import profile
 
     counted = profile(config)
-    known = precision == latency_table.precision
+    known = precision in (None, latency_table.precision)
     # Asked for a budget, a precision that the table does not know is an error; else its milliseconds are left out.
     estimate = counted.latency(latency_table, precision) if known or budget_ms is not None else None
     prices = [latency_table.block_ms(b.signature, b.trace) if known else None for b in counted.blocks]
@@ -155,7 +157,15 @@ def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_m
             **_latency(estimate),
         }
         fixed_ms = latency_table.fixed_ms if known else None
-        emit_json({**record, "precision": precision, "blocks": blocks, "fixed_ms": fixed_ms, "over_budget": over})
+        emit_json(
+            {
+                **record,
+                "precision": precision or latency_table.precision,
+                "blocks": blocks,
+                "fixed_ms": fixed_ms,
+                "over_budget": over,
+            }
+        )
     else:
         rows = [
             (
@@ -181,7 +191,8 @@ def _one(subject: str, config: Any, precision: str, latency_table: Any, budget_m
             ("weights", f"{format_bytes(2 * counts['params_deployed'])} in fp16"),
             ("activations", f"{format_bytes(counts['peak_activation_bytes'])} at their peak, op by op"),
             ("moved", f"{format_bytes(counts['moved_bytes'])} of activations and weights in a forward pass, unfused"),
-            ("latency", str(estimate or f"not known: the table of {latency_table.device} knows fp16, not {precision}")),
+            ("latency", str(estimate or f"not known: the table of {latency_table.device} is of "
+                                        f"{latency_table.precision}, not {precision}")),
         ])  # fmt: skip
         if estimate is not None:
             _say_errors(latency_table)
@@ -286,16 +297,14 @@ def _latency(estimate: Any) -> dict[str, Any]:
     return {
         "latency_ms": round(estimate.ms, 4),
         "latency_range_ms": [round(estimate.low_ms, 4), round(estimate.high_ms, 4)],
-        "latency_kind": "calibrated",
+        "latency_kind": estimate.kind,
         "latency_device": estimate.device,
         "latency_outside_fit": list(estimate.outside),
     }
 
 
 def _say_errors(latency_table: Any) -> None:
-    held_out, interval = latency_table.held_out, latency_table.interval
-    say(
-        f"ms: calibrated, not measured; mean error {held_out.network.mape_percent} % on held-out "
-        f"networks, {held_out.family.mape_percent} % on held-out families; x/÷ {interval.factor} covers "
-        f"{interval.coverage_percent:g} %. Rows are calibrated, their ± is the spread of the model's members."
-    )
+    interval = latency_table.interval
+    spread = "" if latency_table.calibration is None else " ± of a calibrated row is the spread of the model's members."
+    covers = f"x/÷ {interval.factor} covers {interval.coverage_percent:g} %"
+    say(f"ms: {latency_table.error_text}; {covers}.{spread}")

@@ -116,19 +116,19 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
             f"{network.top1_percent:.1f} ±{ERROR_POINTS}",
         ))  # fmt: skip
     config = result.best.config
-    interval, held_out = latency_table.interval, latency_table.held_out
-    coverage = f"{interval.coverage_percent:g} %"
+    kind, coverage = result.best.latency.kind, f"{latency_table.interval.coverage_percent:g} %"
     table(
         (
             "",
             "network: depths of each stage x widths",
             "params",
             "MACs",
-            f"ms calibrated ({coverage})",
+            f"ms {kind} ({coverage})",
             "top-1 % predicted (90 %)",
         ),
         rows,
-        title=f"{latency_table.device}, {latency_table.os}, fp16, {config.resolution} px, {config.num_classes} classes",
+        title=f"{latency_table.device}, {latency_table.os}, {latency_table.precision}, {config.resolution} px, "
+        f"{config.num_classes} classes",
     )
     if result.choices:
         chosen = ", ".join(f"{path}={str(value).lower()}" for path, value in result.choices.items())
@@ -137,10 +137,7 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
         if network.latency.outside:
             outside = ", ".join(network.latency.outside)
             say(f"* {network.name}: OUTSIDE the fitted range ({outside}): do not trust its price.")
-    say(
-        f"ms: calibrated, not measured: {held_out.network.mape_percent} % mean error on held-out networks, "
-        f"{held_out.family.mape_percent} % on held-out families. Measure the winner on a phone."
-    )
+    say(f"ms: {latency_table.error_text}. Measure the winner on the device.")
     distillation = "with distillation" if getattr(config, "distilled", False) else "without distillation"
     say(f"top-1: what the score expects of 300 epochs of ImageNet-1k {distillation}, not of the data you train on.")
     if result.judged_by_size:

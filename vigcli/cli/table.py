@@ -1,81 +1,173 @@
-"""`vig table`: look at a latency table, or fit it again."""
+"""`vig table`: look at latency tables and hold them to what they claim; `table_fit` makes calibrated ones."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import click
 
 from vigcli.cli.options import json_option
 from vigcli.cli.output import emit_json, fields, say, table
-from vigcli.errors import ConfigError, did_you_mean
+from vigcli.cli.table_fit import calibrate, fit
+from vigcli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vigcli.latency.table import LatencyTable
 
 
 @click.group()
 def command() -> None:
-    """Look at a latency table, or fit it again to the published measurements.
+    """Look at latency tables, make them, or hold them to what they claim.
 
     Example:  vig table show
     """
 
 
+command.add_command(fit)
+command.add_command(calibrate)
+
+
+@command.command("ls")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the built-in tables: device, how its milliseconds are known and how wrong they are.
+
+    Example:  vig table ls
+    """
+    from vigcli.latency.table import load_table
+    from vigcli.paths import builtin_names
+
+    found = {name: load_table(name) for name in builtin_names("table")}
+    if as_json:
+        emit_json({
+            name: {
+                **t.model_dump(include={"device", "os", "runtime", "precision", "kind", "num_rows", "date"}),
+                "accuracy": {by: a.model_dump() for by, a in t.accuracy.items()},
+            }
+            for name, t in found.items()
+        })  # fmt: skip
+        return
+    rows = [
+        (name, t.device, t.os, t.runtime, t.precision, t.kind, len(t.rows), f"{_error_here(t):.1f}", t.date)
+        for name, t in found.items()
+    ]
+    table(("table", "device", "OS", "runtime", "precision", "kind", "rows", "error %", "date"), rows)
+    say("error: mean, of networks of that device that were held out. `vig table show TABLE` says more.")
+
+
+def _error_here(found: LatencyTable) -> float:
+    """Percent, of whole networks that the table had not seen."""
+    return next(
+        found.accuracy[by].mape_percent for by in ("device", "networks", *found.accuracy) if by in found.accuracy
+    )
+
+
 @command.command()
 @click.argument("name", default="iphone13-mini")
+@click.option("--blocks", is_flag=True, help="Every row.")
+@click.option("--picture", type=click.Path(dir_okay=False), help="Draw predicted against published milliseconds.")
 @json_option
-def show(name: str, as_json: bool) -> None:
+def show(name: str, blocks: bool, picture: str | None, as_json: bool) -> None:
     """Say where the milliseconds of table NAME come from and how wrong they may be.
 
     Example:  vig table show "iPhone 13 mini"
     """
-    from vigcli.latency.table import load_table
+    from vigcli.latency.table import ACCURACY_OF, load_table
 
     found = load_table(name)
     if as_json:
         emit_json(found.model_dump(mode="json"))
         return
-    errors = [
-        f"{e.mape_percent} % mean, {e.within_10_percent} % of rows within 10 %, tau {e.kendall_tau} (held out by {by})"
-        for by, e in found.held_out
-    ]
+    model = found.calibration
+    place = (
+        f"{found.device}, {found.soc}, {found.os}, {found.runtime}, {found.compute_unit}, {found.precision}, batch 1"
+    )
+    measured = sum(row.kind == "measured" for row in found.rows.values())
+    made_with = ", ".join(f"{tool} {version}" for tool, version in found.tools.items())
     fields([
-        ("device", f"{found.device}, {found.soc}, {found.os}, {found.compute_unit}, {found.precision}, batch 1"),
-        ("kind", f"{found.kind}: not measured block by block"),
-        ("protocol", found.protocol), ("source", found.source), ("pattern", found.pattern), ("scope", found.scope),
-        ("error", "; ".join(errors)),
-        ("interval", f"x/÷ {found.interval.factor} covers {found.interval.coverage_percent:g} %"),
+        ("device", place),
+        ("kind", found.error_text), ("protocol", found.protocol), ("source", found.source),
+        ("made", f"{found.date} with {made_with}"),
+        *((("pattern", model.pattern), ("scope", model.scope), *(("note", note) for note in model.notes))
+          if model else ()),
+        ("interval", f"x/÷ {found.interval.factor} covers {found.interval.coverage_percent:g} %"
+         + (f"; of a new family x/÷ {model.new_family_interval.factor} covers "
+            f"{model.new_family_interval.coverage_percent:g} %" if model else "")),
         ("each inference", f"{found.fixed_ms:.3f} ms"),
-        ("rows", f"{len(found.rows)} blocks"),
+        ("rows", f"{len(found.rows)} blocks, {measured} of them measured"),
     ])  # fmt: skip
     click.echo()
-    columns = ("member", "fixed ms", "act ms/MB", "spill ms/MB", "weight ms/MB")
-    rows = [
-        (f"{m.fusion} {m.combine}", f"{m.fixed_ms:.3f}", f"{m.act_ms_per_mb:.5f}", f"{m.spill_ms_per_mb:.4f}",
-         f"{m.weight_ms_per_mb:.4f}") for m in found.model
-    ]  # fmt: skip
-    table(columns, rows, title="The calibrated model: the mean of its members")
+    columns = ("predicted", "rows", "error %", "within 10 %", "tau")
+    errors = [
+        (
+            ACCURACY_OF.get(by, by),
+            a.num_rows,
+            f"{a.mape_percent:.2f}",
+            f"{a.within_10_percent:.0f}",
+            f"{a.kendall_tau:.3f}",
+        )
+        for by, a in found.accuracy.items()
+    ]
+    table(columns, errors, title="What was predicted without having been seen")
+    if model:
+        click.echo()
+        columns = ("member", "fixed ms", "act ms/MB", "spill ms/MB", "weight ms/MB")
+        members = [
+            (label, f"{m.fixed_ms:.3f}", f"{m.act_ms_per_mb:.5f}", f"{m.spill_ms_per_mb:.4f}",
+             f"{m.weight_ms_per_mb:.4f}")
+            for label, m in [*((f"{m.fusion} {m.combine}", m) for m in model.members), ("second", model.cross_check)]
+        ]  # fmt: skip
+        title = f"The calibrated model: {model.scale:g} times the mean of its members; the second opinion"
+        table(columns, members, title=title)
+    if blocks:
+        click.echo()
+        rows = [(s, f"{r.ms:.4f}", f"±{r.plus_minus_ms:.4f}", r.kind, r.num_runs) for s, r in found.rows.items()]
+        table(("block", "ms", "±", "kind", "runs"), rows)
+    if picture:
+        from vigcli.measure.pictures import draw_predictions
+        from vigcli.measure.tables import DEVICES, Study
+        from vigcli.paths import builtin_folder
+
+        known = next((key for key, device in DEVICES.items() if device.device == found.device), None)
+        if known is None:
+            raise ConfigError(f"{found.device}: no published milliseconds to draw.", f"Take {', '.join(DEVICES)}.")
+        draw_predictions(found.device, Study(builtin_folder("table") / "published").predictions(known), picture)
+        say(f"Wrote {picture}.")
 
 
 @command.command()
-@click.argument("name", default="iphone13-mini")
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Default: the built-in file itself.")
+@click.argument("names", nargs=-1)
+@click.option("--space", "space_names", multiple=True, metavar="SPACE", help="Default: every built-in space.")
 @json_option
-def fit(name: str, output: str | None, as_json: bool) -> None:
-    """Fit table NAME to the published measurements and write it, with a row for each block of the built-in spaces.
+def check(names: tuple[str, ...], space_names: tuple[str, ...], as_json: bool) -> None:
+    """Hold tables NAMES (default: the built-in ones) to their form, and to having a row for every block of the spaces.
 
-    Example:  vig table fit iphone13-mini -o mine.yaml
+    Example:  vig table check --space mobilevigv2
     """
-    from vigcli.config.load import dump
     from vigcli.config.space import load_space
-    from vigcli.files import write_text
-    from vigcli.measure.tables import DEVICES, fit_table
-    from vigcli.paths import builtin_folder, builtin_names, find_file
+    from vigcli.latency.table import load_table
+    from vigcli.measure.tables import space_blocks
+    from vigcli.paths import builtin_names, find_file
 
-    if name not in DEVICES:
-        raise ConfigError(f"'{name}': no published measurements to fit.", did_you_mean(name, DEVICES))
-    spaces = [load_space(find_file("space", space)) for space in builtin_names("space")]
-    fitted = fit_table(name, builtin_folder("table") / "published", spaces)
-    path = output or builtin_folder("table") / f"{name}.yaml"
-    first = f"# {fitted.device}, {fitted.os}, Neural Engine: calibrated to published measurements by `vig table fit`"
-    write_text(path, f"{first}\n{dump(fitted)}")
-    say(f"Wrote {path}: {len(fitted.rows)} rows, {fitted.held_out.network.mape_percent} % on held-out networks.")
+    spaces = {
+        name: space_blocks(load_space(find_file("space", name))) for name in space_names or builtin_names("space")
+    }
+    records = []
+    for name in names or builtin_names("table"):
+        found = load_table(name)
+        for space, blocks in spaces.items():
+            missing = sorted(blocks.keys() - found.rows.keys())
+            measured = sum(found.rows[s].kind == "measured" for s in blocks.keys() & found.rows.keys())
+            records.append({
+                "table": name, "space": space, "num_blocks": len(blocks), "num_rows": len(blocks) - len(missing),
+                "num_measured": measured, "missing": missing,
+            })  # fmt: skip
     if as_json:
-        held_out = fitted.held_out.model_dump(mode="json")
-        emit_json({"path": str(path), "num_rows": len(fitted.rows), "held_out": held_out})
+        emit_json(records)
+    else:
+        rows = [(r["table"], r["space"], f"{r['num_rows']}/{r['num_blocks']}", r["num_measured"]) for r in records]
+        table(("table", "space", "rows/blocks", "measured"), rows)
+    short = next((r for r in records if r["missing"]), None)
+    if short is not None:
+        lacking = f"{len(short['missing'])} of {short['num_blocks']} blocks of {short['space']} have no row"  # type: ignore[arg-type]
+        raise ConfigError(f"{short['table']}: {lacking}, such as {short['missing'][0]}.", "Make the table again.")  # type: ignore[index]

@@ -193,7 +193,7 @@ class Fitter:
         """The mean of all members, fitted to these of the rows."""
         fits = [(form, *_fit_member(rows, table, form.combine, loss_scale)) for form, table in self._tables.items()]
         members = tuple(
-            Coefficients(form.fusion, form.combine, *map(float, found), spill_from_mb=form.spill_from_mb)
+            Coefficients(form.fusion, form.combine, *map(float, found), spill_from_mb=form.spill_from_mb)  # type: ignore
             for form, found, _ in fits
         )
         scales = {group: float(np.mean([x[2][group] for x in fits])) for group in fits[0][2]}

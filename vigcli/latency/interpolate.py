@@ -71,9 +71,9 @@ class _Line:
 class Interpolation:
     """Prices of blocks by the measured rows of their kind."""
 
-    def __init__(self, rows: Mapping[str, tuple[float, float, Features]]):
+    def __init__(self, rows: Mapping[str, tuple[float, Features]]):
         kinds: dict[str, list[tuple[float, Features]]] = {}
-        for signature, (ms, _, features) in rows.items():
+        for signature, (ms, features) in rows.items():
             kinds.setdefault(_kind(signature), []).append((ms, features))
         self._lines = {
             kind: _Line.through(np.array([f for _, f in found]), np.array([ms for ms, _ in found]))

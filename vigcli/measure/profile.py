@@ -55,8 +55,11 @@ class Profile:
         """Bytes of fp16 activations and weights that a forward pass of the deployed form moves, by fusion F0."""
         return sum(block.trace.moved_bytes for block in self.blocks)
 
-    def latency(self, table: LatencyTable, precision: str = "fp16") -> LatencyEstimate:
-        """The price of the network. Raises NotMeasurableError for a precision that the table does not know."""
+    def latency(self, table: LatencyTable, precision: str | None = None) -> LatencyEstimate:
+        """The price of the network, at the table's precision unless another is asked for.
+
+        Raises NotMeasurableError for a precision or a block that the table does not know.
+        """
         return table.estimate(self.name, [(block.signature, block.trace) for block in self.blocks], precision)
 
 

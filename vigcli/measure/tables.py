@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vigcli import __version__
+from vigcli.archs import resolved
 from vigcli.config.archs import ArchConfig, arch_config, mobilevig
 from vigcli.config.space import SearchSpace
+from vigcli.errors import ConfigError
 from vigcli.latency.calibrated import (
     CORE_GROUPS,
     CROSS_CHECK,
@@ -31,7 +34,7 @@ from vigcli.latency.calibrated import (
     usable,
 )
 from vigcli.latency.crossvalidation import Errors, coverage, errors, held_out, nested, on_one_device
-from vigcli.latency.published import load_published
+from vigcli.latency.published import load_published, read_csv
 from vigcli.latency.table import Accuracy, Calibration, Hull, Interval, LatencyTable, Member, rows_for
 from vigcli.latency.trace import OpTrace
 from vigcli.measure.count import count_block
@@ -101,7 +104,8 @@ SCOPE = (
     "networks at 300 px and more, or attention over many tokens; EfficientNet-like networks come out 23 to 47 % too "
     "fast; two networks within 10 % of each other are not told apart"
 )
-INTERVAL, NEW_FAMILY_INTERVAL = 1.12, 1.18  # factors; how many held-out rows they cover is computed
+INTERVAL, NEW_FAMILY_INTERVAL = 1.12, 1.18  # factors at the least; how many held-out rows they cover is computed
+COVERAGE = 0.8
 OUT_OF_SCOPE = {
     **dict.fromkeys(("efficientnet", "tf_efficientnet"), "squeeze-excite with SiLU comes out 23 to 47 % too fast"),
     **dict.fromkeys(NOT_CORE_NETWORKS, "a family left out of the fit"),
@@ -139,6 +143,8 @@ class Study:
         """The calibrated table of a device in `DEVICES`, with a row for every block of the spaces."""
         device = DEVICES[name]
         rows = self.rows_of(device)
+        predictions = self.predictions(name)
+        interval, new_family_interval = self.intervals(predictions)
         known = set(device.groups) <= set(CORE_GROUPS) and len(device.groups) == 1
         scale = self.model.scales[device.groups[0]] if known else fit_scale(self.model, rows, self.traces)
         calibration = Calibration(
@@ -148,7 +154,7 @@ class Study:
             pattern=PATTERN,
             scope=SCOPE,
             notes=device.notes,
-            new_family_interval=self._interval("family", NEW_FAMILY_INTERVAL),
+            new_family_interval=new_family_interval,
             families=tuple(sorted({row.family for row in self.rows})),
             op_kinds=tuple(sorted({op.kind for row in self.rows for op in self.traces[row.network].ops})),
             out_of_scope=OUT_OF_SCOPE,
@@ -160,8 +166,7 @@ class Study:
         )
         blocks = itertools.chain.from_iterable(space_blocks(space).items() for space in spaces)
         found = rows_for(calibration, sorted(dict(blocks).items()))
-        price, _ = held_out(self._fitter, self.rows, rows, "network")
-        here = _accuracy(errors(rows, on_one_device(rows, price)), len(rows))
+        here = _accuracy(errors(rows, np.array([ms for _, ms in predictions])), len(rows))
         return LatencyTable(
             format=2,
             unit="ms",
@@ -178,20 +183,132 @@ class Study:
             tools={"vig": __version__, "numpy": np.__version__, "scipy": version("scipy")},
             kind="calibrated",
             fixed_ms=round(calibration.fixed_ms, 6),
-            interval=self._interval("network", INTERVAL),
+            interval=interval,
             accuracy={**self.accuracy, "device": here},
             calibration=calibration,
             num_rows=len(found),
             rows=found,
         )
 
+    def predictions(self, name: str) -> list[tuple[Row, float]]:
+        """A device's published rows, and their milliseconds by a fit that has not seen the network."""
+        rows = self.rows_of(DEVICES[name])
+        price, _ = held_out(self._fitter, self.rows, rows, "network")
+        return list(zip(rows, on_one_device(rows, price).tolist(), strict=True))
+
     def rows_of(self, device: Device) -> list[Row]:
         """The published rows that give a device's scale."""
         rows = usable(self.all_rows, device.groups)
         return [row for row in rows if not row.builder.split(":")[-1].startswith(device.excluded or ("?",))]
 
-    def _interval(self, by: str, factor: float) -> Interval:
-        return Interval(factor=factor, coverage_percent=round(100 * coverage(self.rows, self.unseen[by], factor), 1))
+    def intervals(self, predictions: Sequence[tuple[Row, float]]) -> tuple[Interval, Interval]:
+        """Of a known and of a new family, on the device of these predictions.
+
+        The study's factors, or wider where they cover fewer of the device's rows than of all labs'.
+        """
+        rows, unseen = [row for row, _ in predictions], np.array([ms for _, ms in predictions])
+        factor, family = INTERVAL, NEW_FAMILY_INTERVAL
+        while coverage(rows, unseen, factor) < min(COVERAGE, coverage(self.rows, self.unseen["network"], factor)):
+            factor, family = round(factor + 0.01, 2), round(family + 0.01, 2)
+        here = coverage(rows, unseen, factor)
+        return (
+            _interval(factor, min(here, coverage(self.rows, self.unseen["network"], factor))),
+            _interval(family, coverage(self.rows, self.unseen["family"], family)),
+        )
+
+
+def _interval(factor: float, covered: float) -> Interval:
+    return Interval(factor=factor, coverage_percent=round(100 * covered, 1))
+
+
+MIN_ANCHORS = 3
+LABS_TO_DEVICES = 0.07 / 0.15  # scatter of a lab's rows around the model, and of devices around each other
+
+
+class Anchor(NamedTuple):
+    """A network measured whole on a device that has no table yet."""
+
+    name: str
+    resolution: int
+    measured_ms: float
+    base_ms: float  # by the table that is calibrated
+
+
+def read_anchors(path: Path, base: LatencyTable) -> list[Anchor]:
+    """Anchors of a CSV file with the columns network, resolution and latency_ms.
+
+    Raises ConfigError with file and line for what is no network or no time.
+    """
+    anchors = []
+    for line in read_csv(path, "Write it with the columns network,resolution,latency_ms."):
+        name, resolution, ms = line.text("network"), line.count("resolution"), line.positive("latency_ms")
+        try:
+            config = resolved(name).changed({"resolution": resolution})
+        except ConfigError as error:
+            raise ConfigError(f"{path}:{line.number}: {error}", error.hint) from error
+        anchors.append(Anchor(name, resolution, ms, profile(config).latency(base).ms))
+    return anchors
+
+
+def calibrate(base: LatencyTable, anchors: Sequence[Anchor], device: Mapping[str, str], path: Path) -> LatencyTable:
+    """The table of another device: the base's model at the scale of the anchors.
+
+    The scale is shrunk towards the base's, by the scatter of a lab's rows against that of devices. The interval is that
+    of the base, or wider where the anchors predict one another worse.
+
+    Args:
+        device: the new table's `device`, `soc`, `os` and `protocol`.
+
+    Raises ConfigError for fewer than three anchors: one can be worse than none.
+    """
+    if base.calibration is None:
+        raise ConfigError(
+            f"the table of {base.device} is measured: it has no model to scale.", "Take a calibrated one."
+        )
+    if len({(anchor.name, anchor.resolution) for anchor in anchors}) < MIN_ANCHORS:
+        raise ConfigError(
+            f"{path}: {len(anchors)} networks are too few to scale a device by: one can be worse than none.",
+            f"Measure {MIN_ANCHORS} to 5, of different families and sizes.",
+        )
+    ratios = np.log([anchor.measured_ms / anchor.base_ms for anchor in anchors])
+    factor = _shrunk(ratios)
+    unseen = np.array([_shrunk(np.delete(ratios, i)) for i in range(len(ratios))])
+    rows = [Row(anchor.name, anchor.resolution, device["device"], anchor.measured_ms) for anchor in anchors]
+    here = errors(rows, unseen * [anchor.base_ms for anchor in anchors])
+    spread = float(np.exp(2 * np.sqrt(np.mean((ratios - np.log(unseen)) ** 2))))
+    calibration = base.calibration.model_copy(
+        update={
+            "scale": round(base.calibration.scale * factor, 6),
+            "num_scale_rows": len(anchors),
+            "notes": tuple(f"{a.name} at {a.resolution} px: {a.measured_ms:g} ms measured" for a in anchors),
+        }
+    )
+    scaled = {
+        signature: row.model_copy(
+            update={"ms": round(row.ms * factor, 6), "plus_minus_ms": round(row.plus_minus_ms * factor, 6)}
+        )
+        for signature, row in base.rows.items()
+        if row.kind == "calibrated"
+    }
+    return base.model_copy(
+        update={
+            **device,
+            "aliases": (),
+            "source": f"{len(anchors)} whole networks measured on it; the model is that of the {base.device}",
+            "date": datetime.date.today().isoformat(),
+            "kind": "calibrated",
+            "fixed_ms": round(calibration.fixed_ms, 6),
+            "interval": base.interval.model_copy(update={"factor": round(max(base.interval.factor, spread), 4)}),
+            "accuracy": {**base.accuracy, "device": _accuracy(here, len(anchors))},
+            "calibration": calibration,
+            "num_rows": len(scaled),
+            "rows": scaled,
+        }
+    )
+
+
+def _shrunk(log_ratios: NDArray[np.float64]) -> float:
+    return float(np.exp(log_ratios.sum() / (len(log_ratios) + LABS_TO_DEVICES**2)))
 
 
 def _accuracy(found: Errors, num_rows: int) -> Accuracy:

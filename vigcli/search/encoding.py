@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from vigcli.config.archs import ArchConfig, BlockSpec, StageShape
 from vigcli.config.load import parse_as, split_path
 from vigcli.config.space import SearchSpace
 from vigcli.errors import ConfigError
-from vigcli.latency.table import LatencyTable
+from vigcli.latency.table import MAX_DISAGREEMENT, LatencyTable
 from vigcli.measure.count import count_block, training_trace
 from vigcli.search.score import FAMILY_OFFSETS, predicted_top1_percent
 
@@ -27,11 +27,14 @@ Population = NDArray[np.intp]  # (candidates, genes), indices into the genes' ch
 
 # What a segment is summed up to. The score is of the network with its ImageNet classifier and both heads.
 COLUMNS = (
-    "op_ms", "macs", "weight_mb", "act_mb", "num_ops",
+    "op_ms", "second_ms", "macs", "weight_mb", "act_mb", "num_ops",
     "score_params", "score_macs", "score_depthwise_macs", "score_layers",
 )  # fmt: skip
-MS, MACS, WEIGHT_MB, ACT_MB, NUM_OPS, SCORE_PARAMS, SCORE_MACS, SCORE_DEPTHWISE, SCORE_LAYERS = range(len(COLUMNS))
+(
+    MS, SECOND_MS, MACS, WEIGHT_MB, ACT_MB, NUM_OPS, SCORE_PARAMS, SCORE_MACS, SCORE_DEPTHWISE, SCORE_LAYERS,
+) = range(len(COLUMNS))  # fmt: skip
 _MAX_COMBINATIONS = 200_000
+_CHUNK = 20_000  # candidates that are priced at once: more would not fit the processor's cache
 INVISIBLE_MS = 0.005  # published milliseconds have one decimal; nothing below a hundredth of it is evidence
 
 
@@ -89,14 +92,32 @@ class Encoding:
 
     def evaluate(self, population: Population) -> Evaluation:
         """Price, score and judge every candidate: (candidates, genes) -> three arrays of (candidates,)."""
+        parts = [self._evaluated(population[i : i + _CHUNK]) for i in range(0, max(len(population), 1), _CHUNK)]
+        return Evaluation(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Evaluation)))
+
+    def price(self, population: Population) -> Array:
+        """Milliseconds of every candidate alone: (candidates, genes) -> (candidates,)."""
+        blocks_ms = np.zeros(len(population))
+        for segment in self.segments:
+            ms = np.ascontiguousarray(segment.costs[..., MS])
+            for i in range(0, len(population), _CHUNK):
+                part = slice(i, i + _CHUNK)
+                blocks_ms[part] += ms[tuple(population[part, axis] for axis in segment.axes)]
+        return np.asarray(self.table.network_ms(blocks_ms))
+
+    def _evaluated(self, population: Population) -> Evaluation:
         index = [tuple(population[:, axis] for axis in segment.axes) for segment in self.segments]
         row = len(population), len(COLUMNS)  # a segment that no gene moves has one row for all
         picked = [np.broadcast_to(s.costs[i], row) for s, i in zip(self.segments, index, strict=True)]
         costs = np.stack(picked, 1)  # (N, segments, columns)
         broken = sum(~s.allowed[i] for s, i in zip(self.segments, index, strict=True))
         total = costs.sum(1)
-        violation = np.asarray(broken, float) + self._shares(costs) + (self._hull(total) if self.enforce_hull else 0)
-        return Evaluation(self.table.network_ms(total[:, MS]), score_of(total, self.base), violation)
+        ms = self.table.network_ms(total[:, MS])
+        violation = np.asarray(broken, float) + self._shares(costs)
+        if self.enforce_hull:
+            off = np.abs(self.table.disagreement(ms, total[:, SECOND_MS]))
+            violation += self._hull(total) + np.maximum(off - MAX_DISAGREEMENT, 0)
+        return Evaluation(ms, score_of(total, self.base), violation)
 
     def _shares(self, costs: Array) -> Array:
         if self.bounds is None:
@@ -107,8 +128,10 @@ class Encoding:
         )  # type: ignore[return-value]
 
     def _hull(self, total: Array) -> Array:
+        if self.table.calibration is None:
+            return np.zeros(len(total))
         values = np.stack([total[:, ACT_MB], total[:, WEIGHT_MB], total[:, NUM_OPS], total[:, MACS] / 1e9], 1)
-        low, high = np.array(self.table.hull.bounds()).T
+        low, high = np.array(self.table.calibration.hull.bounds()).T
         return _outside(values / high, low / high, np.ones(len(high)))
 
     def seen(self) -> NDArray[np.bool_]:
@@ -226,8 +249,9 @@ class BlockColumns:
             scored = count_block(family, spec._replace(options=tuple(options.items())))
             runs = training_trace(family, scored.spec) if "num_classes" in options else scored.deployed
             deployed = count.deployed
+            price = self.table.block_ms(spec.signature, deployed)
             self._known[family, spec] = np.array([
-                self.table.block_ms(spec.signature, deployed).ms, deployed.macs, deployed.weight_mb, deployed.act_mb,
+                price.ms, price.second_ms or 0.0, deployed.macs, deployed.weight_mb, deployed.act_mb,
                 deployed.num_ops, scored.params.total, runs.macs, runs.depthwise_macs, runs.path_layers,
             ])  # fmt: skip
         return self._known[family, spec]

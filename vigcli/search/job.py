@@ -41,7 +41,7 @@ class Network:
             "macs": self.macs,
             "latency_ms": round(self.latency.ms, 4),
             "latency_range_ms": [round(self.latency.low_ms, 4), round(self.latency.high_ms, 4)],
-            "latency_kind": "calibrated",
+            "latency_kind": self.latency.kind,
             "latency_outside_fit": list(self.latency.outside),
             "top1_percent": round(self.top1_percent, 2),
             "top1_plus_minus": ERROR_POINTS,

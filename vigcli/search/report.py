@@ -74,7 +74,7 @@ def draw_front(result: SearchResult, path: Path) -> None:
     inside = [n.top1_percent for n in result.published if n.latency.ms <= right]
     axes.set_ylim(min(*score, *inside) - 0.5, max(*score, *inside) + 0.5)
     covers = f"x/÷ {result.interval.factor} covers {result.interval.coverage_percent:g} %"
-    axes.set_xlabel(f"latency, ms ({result.best.latency.device}, calibrated, {covers})")
+    axes.set_xlabel(f"latency, ms ({result.best.latency.device}, {result.best.latency.kind}, {covers})")
     axes.set_ylabel(f"ImageNet-1k top-1, % (predicted, ±{ERROR_POINTS})")
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.25)

@@ -1,0 +1,50 @@
+"""Pictures of latency tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from vigcli.files import replacing
+from vigcli.latency.calibrated import Row
+
+LABS_DISAGREE = 0.056  # mean absolute difference between labs on the same network, after one factor for each
+OUTLIER = 0.2
+
+
+def draw_predictions(device: str, predictions: Sequence[tuple[Row, float]], path: Path | str) -> None:
+    """Predicted against published milliseconds of a device, each network held out of its prediction; a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.5, 6.5), layout="constrained")
+    every = [value for row, ms in predictions for value in (row.latency_ms, ms)]
+    low, high = 0.9 * min(every), 1.1 * max(every)
+    axes.fill_between(
+        (low, high), (low / (1 + LABS_DISAGREE), high / (1 + LABS_DISAGREE)),
+        (low * (1 + LABS_DISAGREE), high * (1 + LABS_DISAGREE)), color="#dddddd", label="labs disagree by ±5.6 %",
+    )  # fmt: skip
+    axes.plot((low, high), (low, high), color="black", lw=0.8)
+    for group in dict.fromkeys(row.group for row, _ in predictions):
+        points = [(row.latency_ms, ms) for row, ms in predictions if row.group == group]
+        axes.plot(*zip(*points, strict=True), "o", ms=5, label=group)
+    for row, ms in predictions:
+        if abs(math.log(ms / row.latency_ms)) > math.log(1 + OUTLIER):
+            late = row.latency_ms > 0.7 * high  # its name would leave the picture on the right
+            offset, side = ((-6, -3), "right") if late else ((6, -9), "left")
+            name, place = row.builder.split(":")[-1], (row.latency_ms, ms)
+            axes.annotate(name, place, xytext=offset, textcoords="offset points", fontsize=7, ha=side)
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+    axes.set_xlabel(f"published, ms ({device})")
+    axes.set_ylabel("predicted, ms (the network held out of the fit)")
+    axes.legend(fontsize=8, loc="upper left")
+    axes.grid(alpha=0.25, which="both")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
