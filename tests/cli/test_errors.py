@@ -28,6 +28,8 @@ def entries() -> dict[str, str]:
 @pytest.fixture
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vigcli.cli.output.Progress.__call__", lambda *_, **__: None)  # a slow machine shows some
+    table = find_file("table", "iphone13-mini").read_text()
     recipe = find_file("recipe", "emoji10").read_text()
     space = find_file("space", "mobilevigv2").read_text()
     for name, text in {
@@ -40,6 +42,11 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "escape.yaml": '"\\e[31mred": 1\n',
         "empty.yaml": "",
         "space.yaml": space.replace("stages[1].reach", "stages[1].raech"),
+        "old_table.yaml": table.replace("format: 2", "format: 1"),
+        "cut_table.yaml": table[: table.index("  stem[width=24]")],
+        "anchors.csv": "network,resolution,latency_ms\nmobilevigv2_ti,224,-0.9\n",
+        "one_anchor.csv": "network,resolution,latency_ms\nmobilevigv2_ti,224,0.9\n",
+        "columns.csv": "network,ms\nmobilevigv2_ti,0.9\n",
         "text.safetensors": "this is no checkpoint",
         "used/x": "",
     }.items():

@@ -135,6 +135,7 @@ def test_a_shipped_space_is_priced_as_its_networks(name: str, changes: dict[str,
     values = encoding.evaluate(population)
     fair = np.flatnonzero(values.violation == 0)[:15]
     assert len(fair) >= 5
+    assert encoding.price(population) == pytest.approx(values.latency_ms, rel=1e-12)
     for i in fair:
         network = describe("", encoding.config(population[i]), TABLE)
         assert values.latency_ms[i] == pytest.approx(network.latency.ms, abs=1e-9)
@@ -385,6 +386,10 @@ def test_what_a_search_leaves(result: SearchResult, tmp_path: Path) -> None:
 
 
 def test_a_table_of_another_scale_moves_the_search() -> None:
-    slower: LatencyTable = TABLE.model_copy(update={"scale": 1.5, "rows": {}})
+    assert TABLE.calibration is not None
+    scaled = TABLE.calibration.model_copy(update={"scale": 1.5 * TABLE.calibration.scale})
+    slower: LatencyTable = TABLE.model_copy(
+        update={"calibration": scaled, "rows": {}, "fixed_ms": scaled.fixed_ms, "num_rows": 0}
+    )
     fast, slow = (search(small_space(False), table, 1.3) for table in (TABLE, slower))
     assert slow.best.top1_percent < fast.best.top1_percent
