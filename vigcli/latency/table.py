@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from vigcli.config.load import Strict, load
 from vigcli.errors import ConfigError, NotMeasurableError, did_you_mean
@@ -203,12 +203,12 @@ class LatencyTable(Strict):
     num_rows: Annotated[int, Field(ge=1)]
     rows: dict[str, Row]
 
-    @model_validator(mode="before")
+    @field_validator("format", mode="before")
     @classmethod
-    def _of_this_format(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("format") == 1:
+    def _of_this_format(cls, value: Any) -> Any:
+        if value == 1:
             raise ValueError("format = 1 is that of an older vig\nMake the table again: `vig table fit`.")
-        return data
+        return value
 
     @model_validator(mode="after")
     def _sound(self) -> LatencyTable:
@@ -366,17 +366,18 @@ def load_table(name: Path | str) -> LatencyTable:
     try:
         return load(LatencyTable, find_file("table", str(name)))
     except ConfigError:
-        wanted = _squeezed(str(name))
+        wanted = squeezed(str(name))
         tables = {known: load(LatencyTable, find_file("table", known)) for known in builtin_names("table")}
         for table in tables.values():
-            if wanted in map(_squeezed, (table.device, *table.aliases)):
+            if wanted in map(squeezed, (table.device, *table.aliases)):
                 return table
         if Path(name).exists() or Path(name).suffix:
             raise
         raise ConfigError(f"'{name}' is no known latency table.", did_you_mean(str(name), tables)) from None
 
 
-def _squeezed(name: str) -> str:
+def squeezed(name: str) -> str:
+    """A device's name without what people spell differently: `iPhone 13 mini` as `iphone13mini`."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 
