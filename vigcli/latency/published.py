@@ -38,17 +38,21 @@ def load_published(folder: Path) -> tuple[list[Row], dict[Network, OpTrace]]:
     return rows, {network: OpTrace(tuple(x["F0"]), tuple(x["F2"]), 0) for network, x in ops.items()}
 
 
-def read_csv(path: Path) -> Iterator[Line]:
-    """The lines of a CSV file, or of a gzipped one, with a header. Raises ConfigError where it is damaged."""
+def read_csv(path: Path, hint: str = _HINT) -> Iterator[Line]:
+    """The lines of a CSV file, or of a gzipped one, with a header. Raises ConfigError where it is damaged.
+
+    Args:
+        hint: what the errors say of how to mend the file.
+    """
     number = 1
     try:
         with gzip.open(path, "rt", **_TEXT) if path.suffix == ".gz" else open(path, **_TEXT) as file:  # type: ignore[call-overload]
             for number, cells in enumerate(csv.DictReader(file, strict=True), 2):
-                yield Line(path, number, cells)
+                yield Line(path, number, cells, hint)
     except (csv.Error, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{path}:{number}: the file is damaged: {error}.", _HINT) from error
+        raise ConfigError(f"{path}:{number}: the file is damaged: {error}.", hint) from error
     if number == 1:
-        raise ConfigError(f"{path}: holds no rows.", _HINT)
+        raise ConfigError(f"{path}: holds no rows.", hint)
 
 
 _TEXT = {"newline": "", "encoding": "utf-8"}
@@ -57,18 +61,18 @@ _TEXT = {"newline": "", "encoding": "utf-8"}
 class Line:
     """One line of a CSV file, whose cells are read as what they should be."""
 
-    def __init__(self, path: Path, number: int, cells: dict[str, str]):
-        self.path, self.number, self.cells = path, number, cells
+    def __init__(self, path: Path, number: int, cells: dict[str, str], hint: str = _HINT):
+        self.path, self.number, self.cells, self.hint = path, number, cells, hint
 
     def wrong(self, column: str, why: str) -> ConfigError:
         """The complaint about a cell, with file and line."""
-        return ConfigError(f"{self.path}:{self.number}: {column} = '{self.cells.get(column)}' {why}.", _HINT)
+        return ConfigError(f"{self.path}:{self.number}: {column} = '{self.cells.get(column)}' {why}.", self.hint)
 
     def text(self, column: str) -> str:
         """A cell that is not empty."""
         found = self.cells.get(column)
         if column not in self.cells or found is None:
-            raise ConfigError(f"{self.path}:{self.number}: there is no column '{column}'.", _HINT)
+            raise ConfigError(f"{self.path}:{self.number}: there is no column '{column}'.", self.hint)
         if not found.strip():
             raise self.wrong(column, "is empty")
         return found
@@ -82,9 +86,17 @@ class Line:
         """A number above zero."""
         return self._number(column, lambda x: x > 0, "is no number above 0")
 
+    def at_least_0(self, column: str) -> float:
+        """A number, zero included."""
+        return self._number(column, lambda x: x >= 0, "is no number from 0 on")
+
+    def whole(self, column: str, least: int) -> int:
+        """A whole number from `least` on."""
+        return int(self._number(column, lambda x: x >= least and x == int(x), f"is no whole number from {least} on"))
+
     def count(self, column: str, unit: float = 1) -> int:
         """So many units, of which the cell counts `unit` as one."""
-        return round(self._number(column, lambda x: x >= 0, "is no number from 0 on") * unit)
+        return round(self.at_least_0(column) * unit)
 
     def _number(self, column: str, sound: Callable[[float], bool], why: str) -> float:
         try:
