@@ -4,6 +4,7 @@ signatures of what is called in coremltools. The timings are made."""
 from __future__ import annotations
 
 import asyncio
+import datetime
 import inspect
 import json
 import sys
@@ -186,6 +187,7 @@ def test_measured_rows_are_the_blocks_without_the_dispatch(tmp_path: Path) -> No
     assert rows[HEAD].ms == pytest.approx(0.1, rel=0.01)
     row = rows[GRAPH]
     assert (row.few, row.many, row.num_runs, row.placement) == (4, 8, 2 * 3 * 7, "ANE 10, CPU 1")
+    assert row.date == datetime.date.today().isoformat()
     assert (row.device, row.package_sha256, row.compute_units) == ("Mac14,2", "8" * 64, "ALL")
     assert [row.signature for row in read_measured(tmp_path / "rows.csv")] == [GRAPH, HEAD]
     assert json.loads((tmp_path / "failures.json").read_text()) == {}
@@ -214,9 +216,10 @@ def test_a_worker_that_ends_costs_one_block_and_the_run_goes_on(kind: Any, end: 
     assert sizes == ([1, 1, 1, 1] if kind == "mac" else [4, 2]), "an iPhone's process goes on until one fails"
 
 
-def test_a_stopped_run_goes_on_and_failures_are_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["{cut o", "[]", "3", "{}", '{"of": 1, "answer": 2}'])
+def test_a_stopped_run_goes_on_and_failures_are_tried_again(damage: str, tmp_path: Path) -> None:
     run(tmp_path, fake_worker(tmp_path, "g-8", "os.abort()"))
-    (tmp_path / "measured" / "h-1.mlpackage.json").write_text("{cut o")
+    (tmp_path / "measured" / "h-1.mlpackage.json").write_text(damage)
     (tmp_path / "calls.txt").unlink()
     assert run(tmp_path, fake_worker(tmp_path)).failures == {}
     names = [Path(path).stem for call in requests(tmp_path) for path in call["packages"]]
@@ -224,6 +227,17 @@ def test_a_stopped_run_goes_on_and_failures_are_tried_again(tmp_path: Path) -> N
     (tmp_path / "calls.txt").unlink()
     run(tmp_path, fake_worker(tmp_path), Target("mac", "CPU_ONLY"))
     assert len(requests(tmp_path)) == 4, "other units are measured anew"
+
+
+def test_what_was_timed_before_a_stop_is_written(tmp_path: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_on_device(made_plan(), tmp_path, MAC, stop, MACHINE, fake_worker(tmp_path))
+    assert [row.signature for row in read_measured(tmp_path / "rows.csv")] == [GRAPH]
+    assert "was not timed" in json.loads((tmp_path / "failures.json").read_text())[HEAD]
 
 
 def test_a_worker_that_can_time_nothing_stops_the_run(tmp_path: Path) -> None:

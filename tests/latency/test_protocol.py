@@ -136,7 +136,7 @@ def table() -> LatencyTable:
 
 def test_rows_come_back_from_their_file_as_rows_of_a_table(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    rows = [ROW, ROW._replace(signature='odd, "quoted" 1x1x1', ms=1 / 3, device="iphone13-MINI")]
+    rows = [ROW, ROW._replace(signature='odd[a="b, c"] 1x1x1', ms=1 / 3, device="iphone13-MINI")]
     write_measured(path, rows)
     assert read_measured(path) == [rows[0], rows[1]._replace(ms=0.333333)]
     found = table_rows(path, table())
@@ -168,6 +168,8 @@ def test_rows_come_back_from_their_file_as_rows_of_a_table(tmp_path: Path) -> No
         ({"precision": "fp8"}, "is none of fp16"),
         ({"package_sha256": "abc"}, "does not match"),
         ({"date": "31.1.2026"}, "does not match"),
+        ({"signature": "graph 8x12"}, "does not match"),
+        ({"signature": "../x"}, "does not match"),
         ({"where": " "}, "where = ' ' is empty"),
     ],
 )
@@ -249,7 +251,7 @@ def test_any_file_is_read_or_refused(content: bytes, tmp_path: Path) -> None:
     text=st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1).filter(str.strip),
 )
 def test_any_row_survives_its_file(ms: float, runs: int, text: str, tmp_path: Path) -> None:
-    row = ROW._replace(ms=ms, num_runs=runs, where=text, signature=f"{text} 1x1x1")
+    row = ROW._replace(ms=ms, num_runs=runs, where=text, placement=text)
     write_measured(tmp_path / "rows.csv", [row])
     (found,) = read_measured(tmp_path / "rows.csv")
     assert found == row._replace(ms=pytest.approx(ms, abs=6e-7))

@@ -8,7 +8,7 @@ import click
 
 from vigcli.cli.options import Integer, json_option
 from vigcli.cli.output import emit_json, fields, progress, say
-from vigcli.errors import UsageError
+from vigcli.errors import Interrupted, UsageError
 from vigcli.units import format_bytes
 
 
@@ -61,7 +61,10 @@ def measure(
             "folder": str(folder), "num_blocks": len(plan.blocks), "num_packages": len(plan.packages),
             "size_bytes": bytes_on_disk(folder), "num_inferences": len(plan.packages) * rounds * iterations,
         }  # fmt: skip
-        found = None if dry_run else job.measure_on_device(plan, folder, target, advance)
+        try:
+            found = None if dry_run else job.measure_on_device(plan, folder, target, advance)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; what was timed is kept.", "The same line again goes on from there.") from None
     if found is not None:
         answer |= {"num_rows": len(found.rows), "rows": str(folder / job.ROWS_FILE), "failures": found.failures}
     if as_json:
@@ -100,11 +103,11 @@ def add(table_name: str, rows_path: str, output: str, as_json: bool) -> None:
     joined = table.with_rows(rows)
     num_new = len(rows.keys() - table.rows.keys())
     num_measured = sum(row.kind == "measured" for row in joined.rows.values())
-    write_text(output, f"# {joined.device}: {table_name} with the rows of {Path(rows_path).name}\n{dump(joined)}")
+    write_text(output, f"# A table that `vig table add` put measured rows into.\n{dump(joined)}")
     percent = 100 * num_measured / len(joined.rows)
     say(
         f"Wrote {output}: {num_new} rows are new, {len(rows) - num_new} replaced; "
-        f"{num_measured} of {len(joined.rows)} are measured now ({percent:.0f} %)."
+        f"{num_measured} of {len(joined.rows)} are measured now ({percent:.2g} %)."
     )
     if as_json:
         emit_json({

@@ -121,24 +121,19 @@ def measure_on_device(
         raise ConfigError(
             f"{folder.resolve()}: holds a space.", "coremltools' build of its app breaks on one: move it."
         )
-    key = {"protocol": plan.protocol.model_dump(), "units": target.compute_units, **machine._replace(udid="")._asdict()}
-    answers = {}
-    for name, package in plan.packages.items():
-        kept = _kept(folder, name)
-        if kept is not None and kept["of"] == key | {"sha256": package.sha256}:
-            answers[name] = kept["answer"]
-    pending = [name for name in plan.packages if name not in answers]
+    of = {"protocol": plan.protocol.model_dump(), "units": target.compute_units, **machine._replace(udid="")._asdict()}
+    answers = _kept(plan, folder, of)
     request = {
         "device": target.kind, "udid": machine.udid, "team": target.team,
         "build_folder": str((folder / "modelrunner").resolve()), "compute_units": target.compute_units,
         "rounds": plan.protocol.rounds, "iterations": plan.protocol.iterations,
     }  # fmt: skip
     try:
-        for name, answer in timed(pending, folder, request, worker):
-            answers[name] = answer
+        for name, answer in timed([name for name in plan.packages if name not in answers], folder, request, worker):
+            answers[name] = answer | {"date": datetime.date.today().isoformat()}
             if "rounds" in answer:
-                of = key | {"sha256": plan.packages[name].sha256}
-                write_json(folder / MEASURED_FOLDER / f"{name}.json", {"of": of, "answer": answer})
+                kept = {"of": of | {"sha256": plan.packages[name].sha256}, "answer": answers[name]}
+                write_json(folder / MEASURED_FOLDER / f"{name}.json", kept)
             on_progress("measuring", len(answers), len(plan.packages))
     finally:
         found = rows_of(plan, answers, target, machine)
@@ -149,12 +144,17 @@ def measure_on_device(
     return found
 
 
-def _kept(folder: Path, name: str) -> dict[str, Any] | None:
-    try:
-        kept = json.loads((folder / MEASURED_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-        return kept if {"of", "answer"} <= kept.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
+def _kept(plan: Plan, folder: Path, of: Mapping[str, Any]) -> dict[str, Answer]:
+    """What an earlier run timed of the same packages in the same way; what cannot be read is timed again."""
+    answers = {}
+    for name, package in plan.packages.items():
+        try:
+            kept = json.loads((folder / MEASURED_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+            if kept["of"] == {**of, "sha256": package.sha256} and {"rounds", "placement", "date"} <= {*kept["answer"]}:
+                answers[name] = kept["answer"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return answers
 
 
 def timed(
@@ -265,7 +265,7 @@ def _row(
         package_sha256=plan.packages[block.many].sha256,
         coremltools=machine.coremltools,
         xcode=machine.xcode,
-        date=datetime.date.today().isoformat(),
+        date=answers[block.many]["date"],
         gmacs=gmacs,
         depthwise_gmacs=depthwise_gmacs,
         act_mb=act_mb,

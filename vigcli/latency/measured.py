@@ -18,6 +18,11 @@ from vigcli.latency.interpolate import Features
 from vigcli.latency.published import Line, read_csv
 from vigcli.latency.table import MAX_ROW_MS, LatencyTable, Row, squeezed
 
+_PATTERNS = {
+    "signature": r"\w+(\[[^\[\]]+\])? \d+x\d+x\d+",  # as `BlockSpec.signature` writes it
+    "package_sha256": r"[0-9a-f]{64}",
+    "date": r"\d{4}-\d\d-\d\d",
+}
 UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")  # as coremltools names them
 _HINT = "Take the file as `vig table measure` wrote it; docs/measure_on_a_mac.md explains its columns."
 
@@ -137,7 +142,7 @@ def _row(line: Line) -> MeasuredRow:
     line.one_of("unit", ("ms",))
     line.one_of("compute_units", UNITS)
     line.one_of("precision", ("fp16", "fp32"))
-    for column, pattern in (("package_sha256", r"[0-9a-f]{64}"), ("date", r"\d{4}-\d\d-\d\d")):
+    for column, pattern in _PATTERNS.items():
         if not re.fullmatch(pattern, line.text(column), re.ASCII):
             raise line.wrong(column, f"does not match {pattern}")
     if line.positive("ms") > MAX_ROW_MS:
