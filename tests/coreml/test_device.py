@@ -248,6 +248,14 @@ def test_a_worker_that_can_time_nothing_stops_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "rows.csv").exists()
 
 
+def test_a_worker_that_never_reads_its_request_is_no_broken_pipe(tmp_path: Path) -> None:
+    names = [f"{i:060d}.mlpackage" for i in range(3000)]  # more than a pipe holds
+    answers = device.timed(names, tmp_path, {"device": "iphone"}, (sys.executable, "-c", "raise SystemExit(4)"))
+    assert [next(answers) for _ in range(2)] == [
+        (name, {"error": "the process that timed it ended with 4; see worker.log"}) for name in names[:2]
+    ]
+
+
 def test_blocks_that_give_no_row_say_why() -> None:
     plan = made_plan()
     rounds = [[9.0] + [1.0 + 0.1 * i] * 11 for i in range(3)]

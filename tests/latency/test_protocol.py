@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from vigcli.config.archs import VARIANTS
 from vigcli.errors import ConfigError, NotMeasurableError
 from vigcli.latency.measured import MeasuredRow, read_measured, table_rows, write_measured
 from vigcli.latency.protocol import Protocol, Timing, UnresolvedError, slope, timing, trimmed_mean
@@ -147,6 +148,12 @@ def test_rows_come_back_from_their_file_as_rows_of_a_table(tmp_path: Path) -> No
     joined = table().with_rows(found)
     assert joined.num_rows == 3
     assert joined.rows["x 1x1x1"] == table().rows["x 1x1x1"]
+
+
+def test_blocks_of_every_family_have_signatures_that_are_read(tmp_path: Path) -> None:
+    signatures = sorted({spec.signature for config in VARIANTS.values() for spec in config.blocks()})
+    write_measured(tmp_path / "rows.csv", [ROW._replace(signature=signature) for signature in signatures])
+    assert [row.signature for row in read_measured(tmp_path / "rows.csv")] == signatures
 
 
 @pytest.mark.parametrize(
