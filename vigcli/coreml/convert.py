@@ -93,16 +93,35 @@ def _convert(checkpoint: Checkpoint, meta: PackageMeta) -> Any:
     size = meta.arch.resolution
     module = Deployable(inference_form(meta.arch, checkpoint.model.float()), meta.preprocessing).eval()
     pixels = torch.randint(0, 256, (1, 3, size, size), generator=torch.Generator().manual_seed(0)).float()
+    return to_program(
+        module,
+        pixels,
+        "fp16" if meta.precision == "fp16" else "fp32",
+        meta.minimum_ios,
+        inputs=[ct.ImageType(name=INPUT_NAME, shape=tuple(pixels.shape), color_layout=ct.colorlayout.RGB)],
+        classifier_config=ct.ClassifierConfig(class_labels(meta)),
+    )
+
+
+def to_program(
+    module: nn.Module, example: Tensor, precision: Precision, minimum_ios: Literal[16, 17], **interface: Any
+) -> Any:
+    """The ML Program of a deployed module as coremltools makes it of a trace; nothing is loaded or written.
+
+    Args:
+        example: an input, whose shape the program is fixed to.
+        interface: what coremltools is told of inputs and outputs: `inputs`, `outputs`, `classifier_config`.
+    """
+    ct = coremltools()
     with quiet(), torch.no_grad():
-        traced = torch.jit.trace(module, pixels, check_trace=False)
+        traced = torch.jit.trace(module, example, check_trace=False)
         return ct.convert(
             traced,
             convert_to="mlprogram",
-            inputs=[ct.ImageType(name=INPUT_NAME, shape=tuple(pixels.shape), color_layout=ct.colorlayout.RGB)],
-            classifier_config=ct.ClassifierConfig(class_labels(meta)),
-            compute_precision=ct.precision.FLOAT16 if meta.precision == "fp16" else ct.precision.FLOAT32,
-            minimum_deployment_target=getattr(ct.target, f"iOS{meta.minimum_ios}"),
+            compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+            minimum_deployment_target=getattr(ct.target, f"iOS{minimum_ios}"),
             skip_model_load=True,
+            **interface,
         )
 
 
@@ -132,6 +151,11 @@ def save_package(model: Any, meta: PackageMeta, path: Path | str) -> None:
     )
     model.user_defined_metadata[METADATA_KEY] = meta.model_dump_json()
     model.user_defined_metadata["preprocessing"] = preprocessing_text(meta)
+    write_program(model, path)
+
+
+def write_program(model: Any, path: Path | str) -> None:
+    """Write a converted model as a package, whole or not at all. Raises VigError where it cannot be written."""
     with replacing(path) as temporary, quiet():
         try:
             model.save(str(temporary))

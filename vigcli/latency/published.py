@@ -86,9 +86,17 @@ class Line:
         """A number above zero."""
         return self._number(column, lambda x: x > 0, "is no number above 0")
 
+    def at_least_0(self, column: str) -> float:
+        """A number, zero included."""
+        return self._number(column, lambda x: x >= 0, "is no number from 0 on")
+
+    def whole(self, column: str, least: int) -> int:
+        """A whole number from `least` on."""
+        return int(self._number(column, lambda x: x >= least and x == int(x), f"is no whole number from {least} on"))
+
     def count(self, column: str, unit: float = 1) -> int:
         """So many units, of which the cell counts `unit` as one."""
-        return round(self._number(column, lambda x: x >= 0, "is no number from 0 on") * unit)
+        return round(self.at_least_0(column) * unit)
 
     def _number(self, column: str, sound: Callable[[float], bool], why: str) -> float:
         try:

@@ -390,17 +390,18 @@ def load_table(name: Path | str) -> LatencyTable:
     try:
         return load(LatencyTable, find_file("table", str(name)))
     except ConfigError:
-        wanted = _squeezed(str(name))
+        wanted = squeezed(str(name))
         tables = {known: load(LatencyTable, find_file("table", known)) for known in builtin_names("table")}
         for table in tables.values():
-            if wanted in map(_squeezed, (table.device, *table.aliases)):
+            if wanted in map(squeezed, (table.device, *table.aliases)):
                 return table
         if Path(name).exists() or Path(name).suffix:
             raise
         raise ConfigError(f"'{name}' is no known latency table.", did_you_mean(str(name), tables)) from None
 
 
-def _squeezed(name: str) -> str:
+def squeezed(name: str) -> str:
+    """A device's name without what people spell differently: `iPhone 13 mini` as `iphone13mini`."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 

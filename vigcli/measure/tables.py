@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vigcli import __version__
 from vigcli.archs import resolved
-from vigcli.config.archs import ArchConfig, arch_config, mobilevig
+from vigcli.config.archs import ArchConfig, BlockSpec, arch_config, mobilevig
 from vigcli.config.space import SearchSpace
 from vigcli.errors import ConfigError
 from vigcli.latency.calibrated import (
@@ -338,12 +338,16 @@ def _four_digits(value: float) -> float:
 
 def space_blocks(space: SearchSpace) -> dict[str, OpTrace]:
     """Every block that a network of the space can have, at its base's resolution and classes."""
-    base: ArchConfig = arch_config(space.base)
-    found = {}
-    for config in _covering(space, base):
+    family = arch_config(space.base).family
+    return {signature: count_block(family, spec).deployed for signature, spec in space_specs(space).items()}
+
+
+def space_specs(space: SearchSpace) -> dict[str, BlockSpec]:
+    """Signature -> what it takes to build the block, for every block that a network of the space can have."""
+    found: dict[str, BlockSpec] = {}
+    for config in _covering(space, arch_config(space.base)):
         for spec in config.blocks():
-            if spec.signature not in found:
-                found[spec.signature] = count_block(config.family, spec).deployed
+            found.setdefault(spec.signature, spec.counted())
     return dict(sorted(found.items()))
 
 
