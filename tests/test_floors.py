@@ -31,7 +31,7 @@ LIBRARIES = {
     "latency": {"pydantic", "numpy", "scipy"},
     "nn": {"torch"},
     "archs": {"torch", "timm", "safetensors"},
-    "measure": {"torch", "numpy", "thop", "onnx", "onnxruntime"},
+    "measure": {"torch", "numpy", "thop", "onnx", "onnxruntime", "matplotlib"},
     "coreml": {"torch", "numpy", "coremltools", "google.protobuf"},
     "train": {"torch", "numpy", "timm", "torchvision", "PIL", "matplotlib"},
     "search": {"numpy", "matplotlib", "pymoo", "nni"},

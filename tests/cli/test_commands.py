@@ -234,7 +234,7 @@ def test_a_search_stopped_at_work_leaves_nothing(tmp_path: Path, number: signal.
         [sys.executable, "-c", EVOLVING], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stderr is not None
-    assert process.stderr.readline() == "evolving\n"
+    assert any(line == "evolving\n" for line in process.stderr)  # after progress, on a slow machine
     assert os.listdir(tmp_path) == ["runs"]
     check_nothing_is_left(process, number, tmp_path)
 
