@@ -6,6 +6,7 @@ import click
 
 from vigcli.cli.options import json_option
 from vigcli.cli.output import emit_json, fields, say, table
+from vigcli.cli.table_build import build
 from vigcli.errors import ConfigError, did_you_mean
 
 
@@ -15,6 +16,9 @@ def command() -> None:
 
     Example:  vig table show
     """
+
+
+command.add_command(build)
 
 
 @command.command()

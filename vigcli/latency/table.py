@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from vigcli.config.load import Strict, load
 from vigcli.errors import ConfigError, NotMeasurableError, did_you_mean
@@ -203,12 +203,12 @@ class LatencyTable(Strict):
     num_rows: Annotated[int, Field(ge=1)]
     rows: dict[str, Row]
 
-    @model_validator(mode="before")
+    @field_validator("format", mode="before")
     @classmethod
-    def _of_this_format(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("format") == 1:
+    def _of_this_format(cls, value: Any) -> Any:
+        if value == 1:
             raise ValueError("format = 1 is that of an older vig\nMake the table again: `vig table fit`.")
-        return data
+        return value
 
     @model_validator(mode="after")
     def _sound(self) -> LatencyTable:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vigcli import __version__
-from vigcli.config.archs import ArchConfig, arch_config, mobilevig
+from vigcli.config.archs import ArchConfig, BlockSpec, arch_config, mobilevig
 from vigcli.config.space import SearchSpace
 from vigcli.latency.calibrated import (
     CORE_GROUPS,
@@ -221,12 +221,17 @@ def _four_digits(value: float) -> float:
 
 def space_blocks(space: SearchSpace) -> dict[str, OpTrace]:
     """Every block that a network of the space can have, at its base's resolution and classes."""
+    family = arch_config(space.base).family
+    return {signature: count_block(family, spec).deployed for signature, spec in space_specs(space).items()}
+
+
+def space_specs(space: SearchSpace) -> dict[str, BlockSpec]:
+    """The blocks of `space_blocks` by which they can be built."""
     base: ArchConfig = arch_config(space.base)
-    found = {}
+    found: dict[str, BlockSpec] = {}
     for config in _covering(space, base):
         for spec in config.blocks():
-            if spec.signature not in found:
-                found[spec.signature] = count_block(config.family, spec).deployed
+            found.setdefault(spec.signature, spec.counted())
     return dict(sorted(found.items()))
 
 
@@ -235,6 +240,10 @@ def _covering(space: SearchSpace, base: ArchConfig) -> Iterable[ArchConfig]:
     beyond the depths, which are put at their greatest."""
     deepest = {path: choices[-1] for path, choices in space.genes.items()}
     genes = [(path, choices) for path, choices in space.genes.items() if not path.endswith("depth")]
+    yield base.changed(deepest)
+    for path, choices in genes:  # a space may have no pair
+        for one in choices:
+            yield base.changed(deepest | {path: one})
     for (first, ones), (second, twos) in itertools.combinations(genes, 2):
         for one, two in itertools.product(ones, twos):
             yield base.changed(deepest | {first: one, second: two})
