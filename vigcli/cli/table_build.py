@@ -11,7 +11,7 @@ import click
 from vigcli.cli.options import Integer, dry_run_option, json_option, seed_option
 from vigcli.cli.output import emit_json, progress, say, table
 from vigcli.errors import ConfigError, Interrupted
-from vigcli.units import format_duration
+from vigcli.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from vigcli.latency.table import LatencyTable
@@ -52,17 +52,18 @@ def build(
     from vigcli.config.space import load_space
     from vigcli.files import write_text
     from vigcli.measure.bench import this_machine
-    from vigcli.measure.build import RoundsFile, measure, plan, predicted_seconds, table_of
+    from vigcli.measure.build import RoundsFile, measure, plan, predicted_bytes, predicted_seconds, table_of
     from vigcli.paths import builtin_names, find_file
 
     machine = this_machine()
     num_rounds = num_rounds or (QUICK_ROUNDS if quick else ROUNDS)
     planned = plan([load_space(find_file("space", name)) for name in names or builtin_names("space")], quick, seed)
     rounds = RoundsFile(Path(f"{output}.rounds.jsonl"), planned, machine)
-    seconds = predicted_seconds(planned, num_rounds - len(rounds.rounds))
+    seconds, size_bytes = predicted_seconds(planned, num_rounds - len(rounds.rounds)), predicted_bytes(planned)
     say(
         f"{'Would time' if dry_run else 'Timing'} {len(planned.blocks)} blocks and {len(planned.networks)} networks, "
-        f"{num_rounds} rounds ({len(rounds.rounds)} done), on {machine}: {format_duration(seconds)} of CPU time."
+        f"{num_rounds} rounds ({len(rounds.rounds)} done), on {machine}: about {format_duration(seconds)} of CPU "
+        f"time and {format_bytes(size_bytes)} of memory."
     )
     if dry_run:
         say(f"It would write {output}.")
@@ -70,6 +71,7 @@ def build(
             emit_json({
                 "output": output, "num_blocks": len(planned.blocks), "num_networks": len(planned.networks),
                 "num_rounds": num_rounds, "rounds_done": len(rounds.rounds), "predicted_cpu_seconds": round(seconds),
+                "predicted_memory_bytes": round(size_bytes),
                 "machine": machine._asdict(),
             })  # fmt: skip
         return

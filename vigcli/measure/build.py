@@ -49,7 +49,7 @@ from vigcli.measure.tables import space_specs
 from vigcli.nn.deploy import deploy
 
 MAX_NETWORK_GMACS = 5.0  # of a network that is timed whole: a bigger one says no more, and takes longer
-NETWORKS_FROM_EACH = 2  # anchors from each space and family, and as many tests
+NETWORKS_FROM_EACH = 2  # anchors from each space and family, and as many tests; with `quick` one
 LEAST_SHARE = 0.2  # of a block's milliseconds alone, that the join leaves it
 COVERAGE = 0.9  # of the tests, inside the interval
 MAX_FACTOR_OFF = 2.0  # a join that doubles or halves is not one of layout and caches
@@ -98,7 +98,10 @@ class Plan(NamedTuple):
 
 
 def plan(spaces: Iterable[SearchSpace], quick: bool = False, seed: int = 0) -> Plan:
-    """Every block of the spaces and of the named networks; with `quick` every second of each kind, by its MACs."""
+    """Every block of the spaces and of the named networks; with `quick` every second of each kind, by its MACs.
+
+    Anchors and tests are the same number, drawn by `seed`; with `quick` half as many.
+    """
     spaces = list(spaces)
     blocks: dict[str, Piece] = {}
     for space in spaces:
@@ -107,7 +110,8 @@ def plan(spaces: Iterable[SearchSpace], quick: bool = False, seed: int = 0) -> P
     for config in VARIANTS.values():
         for spec in config.blocks():
             blocks.setdefault(spec.signature, Piece(config.family, spec.counted()))
-    networks = random_networks(spaces, 2 * NETWORKS_FROM_EACH, np.random.default_rng(seed))
+    from_each = 2 * (1 if quick else NETWORKS_FROM_EACH)
+    networks = random_networks(spaces, from_each, np.random.default_rng(seed))
     # Each source gives its networks one after another: every other one is a test, so that both have all families.
     named = {f"{('anchor', 'test')[i % 2]} {i // 2}": pieces for i, pieces in enumerate(networks)}
     return Plan(dict(sorted((_thinned(blocks) if quick else blocks).items())), named)
@@ -229,6 +233,13 @@ class RoundsFile:
 
 EMPTY = "(empty)"
 EXPORT_MS, VISIT_MS, MS_PER_GMAC = 75.0, 8.0, 11.0  # CPU time for a block, a visit and a call, on a server of 2025
+BYTES_PER_WEIGHT_BYTE = 3.7  # of memory: weights as given and as rearranged, activations, what is never given back
+
+
+def predicted_bytes(planned: Plan) -> float:
+    """About how much memory the plan takes: all is ready at once, so that rounds can visit all."""
+    pieces = [*planned.blocks.values(), *(piece for chain in planned.networks.values() for piece in chain)]
+    return BYTES_PER_WEIGHT_BYTE * sum(2e6 * piece.trace.weight_mb for piece in pieces)  # the trace's are fp16
 
 
 def predicted_seconds(planned: Plan, num_rounds: int) -> float:
