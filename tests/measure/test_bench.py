@@ -117,9 +117,10 @@ def test_what_cannot_be_exported_is_named() -> None:
         bench.export(Odd(), (1, 2, 2), "odd 1x2x2")
 
 
-def test_without_onnx_runtime_the_hint_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UnavailableError, match="onnxruntime is not installed") as error:
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_without_what_times_the_hint_says_how_to_install_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnavailableError, match=f"^{package} is not installed") as error:
         bench.this_machine()
     assert error.value.exit_code == 6
     assert "pip install" in error.value.hint

@@ -49,13 +49,18 @@ Call = Callable[[], float]
 
 
 def onnxruntime() -> ModuleType:
-    """The onnxruntime module, imported on first use. Raises UnavailableError where it is not installed."""
-    try:
-        return importlib.import_module("onnxruntime")
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise
-        raise UnavailableError("onnxruntime is not installed.", INSTALL_HINT) from error
+    """The onnxruntime module, imported on first use.
+
+    Raises UnavailableError where it is not installed, or onnx, without which torch does not export.
+    """
+    for name in ("onnx", "onnxruntime"):
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise UnavailableError(f"{name} is not installed.", INSTALL_HINT) from error
+    return module
 
 
 def export(module: nn.Module, in_shape: Sequence[int], name: str) -> bytes:
