@@ -2,7 +2,7 @@
 
 Networks are drawn anew: of the search space, and of every family with depths of their own. One of each source fits the
 join, the others are predicted by a table of blocks that are timed in the same rounds, as `vig table build` makes it. A
-table that was made on another day is held to the same networks: CPU time grows when others use the machine (a third
+table that was made on another day is held to the same networks: CPU time grows when others use the machine (a quarter
 under twice as many busy processes as cores), so its errors are given as they are, and with one factor of today, the
 median of measured by predicted over these very networks, divided out. Each row is also told by the other rows of its
 kind.

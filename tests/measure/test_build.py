@@ -90,6 +90,15 @@ def test_a_chain_of_blocks_fits_together(planned: build.Plan) -> None:
         assert pieces[0].spec.in_shape[0] == 3
 
 
+def test_a_space_of_few_or_big_networks_gives_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "VARIANTS", {})
+    one = SPACE.model_copy(update={"genes": {"stages[0].width": (32,)}})
+    generator = np.random.default_rng(0)
+    assert len(build.random_networks([one], 4, generator)) == 1
+    monkeypatch.setattr(build, "MAX_NETWORK_GMACS", 0.1)
+    assert build.random_networks([SPACE], 4, generator) == []
+
+
 def test_the_seed_draws_the_networks_and_no_block() -> None:
     one, other = build.plan([SPACE], seed=1), build.plan([SPACE], seed=2)
     assert one.networks == build.plan([SPACE], seed=1).networks

@@ -50,6 +50,7 @@ from vigcli.nn.deploy import deploy
 
 MAX_NETWORK_GMACS = 5.0  # of a network that is timed whole: a bigger one says no more, and takes longer
 NETWORKS_FROM_EACH = 2  # anchors from each space and family, and as many tests; with `quick` one
+MAX_DRAWS = 200  # from a space or family
 LEAST_SHARE = 0.2  # of a block's milliseconds alone, that the join leaves it
 COVERAGE = 0.9  # of the tests, inside the interval
 MAX_FACTOR_OFF = 2.0  # a join that doubles or halves is not one of layout and caches
@@ -128,12 +129,17 @@ def _thinned(blocks: Mapping[str, Piece]) -> dict[str, Piece]:
 
 def random_networks(spaces: Iterable[SearchSpace], from_each: int, generator: np.random.Generator) -> list[Pieces]:
     """Different networks, `from_each` of every space and every family: drawn from the space, or a named network whose
-    blocks that keep the shape are left out, kept or doubled by chance."""
+    blocks that keep the shape are left out, kept or doubled by chance.
+
+    A space gives fewer where it has no more that differ and are no bigger than `MAX_NETWORK_GMACS`.
+    """
     found: dict[Pieces, None] = {}
 
     def draw(one: Callable[[], Pieces]) -> None:
         wanted = len(found) + from_each
-        while len(found) < wanted:
+        for _ in range(MAX_DRAWS):
+            if len(found) == wanted:
+                break
             pieces = one()
             if sum(piece.trace.macs for piece in pieces) <= MAX_NETWORK_GMACS * 1e9:
                 found.setdefault(pieces)
