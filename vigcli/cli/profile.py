@@ -16,6 +16,7 @@ from vigcli.units import format_bytes, format_count, parse_latency_ms
 @click.command()
 @click.argument("subject", required=False)
 @click.option("--budget", metavar="MS", help="End with exit code 4 when SUBJECT is slower: 1.0ms.")
+@click.option("--measure", is_flag=True, help="Time SUBJECT on this machine's CPU too, as fp32 on one thread.")
 @click.option("--paper", is_flag=True, help="Set our counts beside the published ones, by the counter of each paper.")
 @table_option
 @set_option
@@ -25,6 +26,7 @@ from vigcli.units import format_bytes, format_count, parse_latency_ms
 def command(
     subject: str | None,
     budget: str | None,
+    measure: bool,
     paper: bool,
     table_name: str,
     settings: tuple[str, ...],
@@ -39,11 +41,12 @@ def command(
     Example:  vig profile timm:mobilenetv2_100 --budget 1.0ms
     """
     budget_ms = parse_latency_ms(budget) if budget is not None else None
-    changed = budget is not None or settings or resolution or num_classes
+    changed = budget is not None or measure or settings or resolution or num_classes
     if paper:
         if changed:
             raise UsageError(
-                "papers print figures of their own networks alone.", "Leave out --budget, --set and the like."
+                "papers print figures of their own networks alone.",
+                "Leave out --budget, --measure, --set and the like.",
             )
         _paper(subject, as_json)
         return
@@ -52,11 +55,13 @@ def command(
     latency_table = load_table(table_name)
     if subject is None:
         if changed:
-            raise UsageError("without a network there is nothing to change or hold to a budget.", "Name a network.")
+            raise UsageError(
+                "without a network there is nothing to change, time or hold to a budget.", "Name a network."
+            )
         _all(latency_table, as_json)
     else:
         config, precision = _config(subject, settings, resolution, num_classes)
-        _one(subject, config, precision, latency_table, budget_ms, as_json)
+        _one(subject, config, precision, latency_table, budget_ms, as_json, measure)
 
 
 def _config(
@@ -126,14 +131,22 @@ def _all(latency_table: Any, as_json: bool) -> None:
 
 
 def _one(
-    subject: str, config: Any, precision: str | None, latency_table: Any, budget_ms: float | None, as_json: bool
+    subject: str,
+    config: Any,
+    precision: str | None,
+    latency_table: Any,
+    budget_ms: float | None,
+    as_json: bool,
+    measure: bool,
 ) -> None:
+    from vigcli.measure.here import measure_here
     from vigcli.measure.profile import profile
 
     counted = profile(config)
     known = precision in (None, latency_table.precision)
     # Asked for a budget, a precision that the table does not know is an error; else its milliseconds are left out.
     estimate = counted.latency(latency_table, precision) if known or budget_ms is not None else None
+    here = measure_here(config) if measure else None
     prices = [latency_table.block_ms(b.signature, b.trace) if known else None for b in counted.blocks]
     over = estimate is not None and budget_ms is not None and estimate.ms > budget_ms
     if as_json:
@@ -155,6 +168,7 @@ def _one(
             "arch": config.model_dump(mode="json"),
             **_counts(counted, config),
             **_latency(estimate),
+            **({"measured_here": here.record()} if here else {}),
         }
         fixed_ms = latency_table.fixed_ms if known else None
         emit_json(
@@ -193,6 +207,7 @@ def _one(
             ("moved", f"{format_bytes(counts['moved_bytes'])} of activations and weights in a forward pass, unfused"),
             ("latency", str(estimate or f"not known: the table of {latency_table.device} is of "
                                         f"{latency_table.precision}, not {precision}")),
+            *([("measured here", str(here))] if here else []),
         ])  # fmt: skip
         if estimate is not None:
             _say_errors(latency_table)

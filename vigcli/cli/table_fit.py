@@ -75,9 +75,7 @@ def fit(names: tuple[str, ...], output: str | None, check: bool, as_json: bool) 
 
 
 @click.command()
-@click.option(
-    "--anchors", required=True, type=click.Path(dir_okay=False), help="network,resolution,latency_ms"
-)
+@click.option("--anchors", required=True, type=click.Path(dir_okay=False), help="network,resolution,latency_ms")
 @click.option("--table", "base_name", default="iphone13-mini", show_default=True, help="Whose model is scaled.")
 @click.option("--device", required=True, help='What the new table is called: "iPhone 15 Pro".')
 @click.option("--soc", default="unknown", show_default=True)

@@ -74,7 +74,7 @@ class Interpolation:
     def __init__(self, rows: Mapping[str, tuple[float, Features]]):
         kinds: dict[str, list[tuple[float, Features]]] = {}
         for signature, (ms, features) in rows.items():
-            kinds.setdefault(_kind(signature), []).append((ms, features))
+            kinds.setdefault(block_kind(signature), []).append((ms, features))
         self._lines = {
             kind: _Line.through(np.array([f for _, f in found]), np.array([ms for ms, _ in found]))
             for kind, found in kinds.items()
@@ -82,7 +82,7 @@ class Interpolation:
 
     def price(self, signature: str, trace: OpTrace) -> BlockPrice | None:
         """None where there is no row of the kind."""
-        line = self._lines.get(_kind(signature))
+        line = self._lines.get(block_kind(signature))
         if line is None:
             return None
         wanted = np.array(features_of(trace))
@@ -91,7 +91,25 @@ class Interpolation:
         return BlockPrice(ms, spread, "interpolated" if inside else "outside", "measured")
 
 
-def _kind(signature: str) -> str:
+def left_out(rows: Mapping[str, tuple[float, float, Features]]) -> dict[str, float]:
+    """Milliseconds of each row by the other rows of its kind: how well what lies between rows is known.
+
+    A row that is the only one of its kind is left out.
+    """
+    kinds: dict[str, list[str]] = {}
+    for signature in rows:
+        kinds.setdefault(block_kind(signature), []).append(signature)
+    found = {}
+    for signatures in kinds.values():
+        features = np.array([rows[s][2] for s in signatures])
+        ms = np.array([rows[s][0] for s in signatures])
+        for i, signature in enumerate(signatures if len(signatures) > 1 else ()):
+            line = _Line.through(np.delete(features, i, 0), np.delete(ms, i))
+            found[signature] = line.at(features[i])[0]
+    return found
+
+
+def block_kind(signature: str) -> str:
     """`graph[mixer=mgc reach=2 ...] 64x28x28` -> `graph mgc`."""
     name, _, options = signature.partition(" ")[0].partition("[")
     mixer = options.removeprefix("mixer=").split(" ")[0] if options.startswith("mixer=") else ""

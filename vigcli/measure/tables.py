@@ -356,6 +356,10 @@ def _covering(space: SearchSpace, base: ArchConfig) -> Iterable[ArchConfig]:
     beyond the depths, which are put at their greatest."""
     deepest = {path: choices[-1] for path, choices in space.genes.items()}
     genes = [(path, choices) for path, choices in space.genes.items() if not path.endswith("depth")]
+    yield base.changed(deepest)
+    for path, choices in genes:  # a space may have no pair
+        for one in choices:
+            yield base.changed(deepest | {path: one})
     for (first, ones), (second, twos) in itertools.combinations(genes, 2):
         for one, two in itertools.product(ones, twos):
             yield base.changed(deepest | {first: one, second: two})
