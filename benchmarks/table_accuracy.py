@@ -64,7 +64,7 @@ def main() -> None:
     sums = [predicted_ms(table, pieces) for pieces in tests.values()]
     ours = [predicted_ms(made, pieces) for pieces in tests.values()]
     speed = float(np.median(np.array(whole) / np.array(sums)))
-    rows = {s: (row.ms, row.plus_minus_ms, row.features) for s, row in table.rows.items() if row.features}
+    rows = {s: (row.ms, row.features) for s, row in table.rows.items() if row.features}
     others = left_out(rows)
     figures = {
         "networks by blocks timed with them": accuracy(ours, whole),

@@ -202,12 +202,12 @@ def _trace(size: float) -> OpTrace:
     return OpTrace((op,), (op,), 1)
 
 
-ROWS = {f"block {i}": (0.5 * i**1.2, 0.0, features_of(_trace(i))) for i in (1, 2, 4, 8, 16)}
+ROWS = {f"block {i}": (0.5 * i**1.2, features_of(_trace(i))) for i in (1, 2, 4, 8, 16)}
 
 
 def test_interpolation_is_exact_at_rows_and_monotone_between() -> None:
     found = Interpolation(ROWS)
-    for signature, (ms, _, _) in ROWS.items():
+    for signature, (ms, _) in ROWS.items():
         price = found.price("block x", _trace(int(signature.split()[1])))
         assert price is not None
         assert price.ms == pytest.approx(ms, rel=1e-3)
@@ -227,7 +227,7 @@ def test_beyond_the_rows_is_marked_and_another_kind_is_unknown() -> None:
 
 
 def test_a_row_that_is_left_out_is_told_by_the_others_alone() -> None:
-    changed = ROWS | {"block 4": (1e3, 0.0, ROWS["block 4"][2]), "lone 1": ROWS["block 1"]}
+    changed = ROWS | {"block 4": (1e3, ROWS["block 4"][1]), "lone 1": ROWS["block 1"]}
     assert left_out(changed)["block 4"] == left_out(ROWS)["block 4"]
     assert left_out(changed).keys() == ROWS.keys()
 

@@ -91,7 +91,7 @@ class Interpolation:
         return BlockPrice(ms, spread, "interpolated" if inside else "outside", "measured")
 
 
-def left_out(rows: Mapping[str, tuple[float, float, Features]]) -> dict[str, float]:
+def left_out(rows: Mapping[str, tuple[float, Features]]) -> dict[str, float]:
     """Milliseconds of each row by the other rows of its kind: how well what lies between rows is known.
 
     A row that is the only one of its kind is left out.
@@ -101,7 +101,7 @@ def left_out(rows: Mapping[str, tuple[float, float, Features]]) -> dict[str, flo
         kinds.setdefault(block_kind(signature), []).append(signature)
     found = {}
     for signatures in kinds.values():
-        features = np.array([rows[s][2] for s in signatures])
+        features = np.array([rows[s][1] for s in signatures])
         ms = np.array([rows[s][0] for s in signatures])
         for i, signature in enumerate(signatures if len(signatures) > 1 else ()):
             line = _Line.through(np.delete(features, i, 0), np.delete(ms, i))

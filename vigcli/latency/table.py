@@ -34,6 +34,7 @@ ACCURACY_OF = {  # what was held out
     "nested": "held-out families, the model chosen without them",
     "device": "held-out networks of this device",
     "networks": "whole networks",
+    "interpolated": "blocks, by the other rows of their kind",
 }
 
 NonNegative = Annotated[float, Field(ge=0)]

@@ -328,7 +328,7 @@ def table_of(planned: Plan, timings: Mapping[str, Timing], machine: Machine, ali
     empty_ms = timings[EMPTY].ms
     alone = {s: max(timings[s].ms - empty_ms, 1e-4) for s in planned.blocks}
     features = {s: _rounded(features_of(piece.trace)) for s, piece in planned.blocks.items()}
-    found = Interpolation({s: (alone[s], 0.0, features[s]) for s in alone})
+    found = Interpolation({s: (alone[s], features[s]) for s in alone})
 
     def alone_ms(piece: Piece) -> float:
         signature = piece.spec.signature
@@ -412,7 +412,7 @@ def accuracy(predicted: Sequence[float], measured: Sequence[float]) -> Accuracy:
 
 def interpolation_accuracy(table: LatencyTable) -> Accuracy:
     """How well each row is told by the others of its kind."""
-    rows = {s: (row.ms, row.plus_minus_ms, row.features) for s, row in table.rows.items() if row.features}
+    rows = {s: (row.ms, row.features) for s, row in table.rows.items() if row.features}
     found = left_out(rows)
     return accuracy(list(found.values()), [rows[signature][0] for signature in found])
 
