@@ -92,7 +92,8 @@ class PlainDegc(nn.Module):
         ours = self.ours
         if ours.center_tokens:
             x = x - x.mean(0)
-        labels = ours.cells if ours.cells is not None else plain_kmeans(x, ours.clusters, ours.kmeans_iterations)
+        fixed = ours.cells is not None
+        labels = torch.tensor(ours.cells) if fixed else plain_kmeans(x, ours.clusters, ours.kmeans_iterations)
         centroids, edges = [], []
         for i in labels.unique().tolist():
             nodes = (labels == i).nonzero()[:, 0]

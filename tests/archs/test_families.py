@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vigcli.archs import build, inference_form, resolved
+from vigcli.archs.checkpoint import load_checkpoint, save_checkpoint
 from vigcli.archs.network import Features
 from vigcli.config.archs import (
     ABLATIONS,
@@ -25,6 +26,7 @@ from vigcli.config.archs import (
     arch_config,
     variant_name,
 )  # fmt: skip
+from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.load import Strict, dump, parse_as, parse_yaml
 from vigcli.config.recipe import PREPROCESSING
 from vigcli.errors import ConfigError
@@ -159,6 +161,20 @@ def test_every_parameter_learns(name: str) -> None:
     assert without == frozen
     dead = [key for key, p in model.named_parameters() if p.ndim > 1 and p.grad is not None and not p.grad.any()]
     assert dead == []
+
+
+@run_variants
+def test_a_saved_network_is_whole(name: str, tmp_path: Path) -> None:
+    """What is no weight must not depend on how the network came about: loading builds it without memory."""
+    for changes in ({}, {"partition": "grid"}) if VARIANTS[name].family == "clustervig" else ({},):
+        config = VARIANTS[name].changed(changes)
+        model = build(config).eval()
+        save_checkpoint(tmp_path / "net.safetensors", model, CheckpointMeta(arch=config))
+        loaded = load_checkpoint(tmp_path / "net.safetensors").model
+        assert {t.device.type for t in (*loaded.parameters(), *loaded.buffers())} == {"cpu"}
+        x = images(config)
+        with torch.no_grad():
+            assert torch.equal(loaded(x), model(x))
 
 
 @variants

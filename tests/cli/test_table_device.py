@@ -1,4 +1,4 @@
-"""`vig table measure` where nothing can be measured, and `vig table add`."""
+"""`vig table build --device mac` where nothing can be measured, and `vig table add`."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_nothing_is_measured_off_a_mac(
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main(["table", "measure", "--device", device])
+        main(["table", "build", "--device", device])
     assert stop.value.code == 6
     assert capsys.readouterr().err == (
         f"Error: --device {device}: CoreML runs on macOS alone.\n"
@@ -106,12 +106,12 @@ def test_nothing_is_measured_off_a_mac(
 def test_an_iphone_needs_a_team(monkeypatch: pytest.MonkeyPatch, vig: Vig) -> None:
     pytest.importorskip("coremltools", exc_type=ImportError)
     monkeypatch.setattr("platform.system", lambda: "Darwin")
-    vig("table", "measure", "--device", "iphone", code=6)
+    vig("table", "build", "--device", "iphone", code=6)
 
 
 def test_a_dry_run_writes_what_would_be_measured_and_is_taken_up_again(vig: Vig, tmp_path: Path) -> None:
     pytest.importorskip("coremltools", exc_type=ImportError)
-    line = ("table", "measure", "--device", "mac", "--dry-run", "--every", "400", "-o", "out", "--json")
+    line = ("table", "build", "--device", "mac", "--dry-run", "--every", "400", "-o", "out", "--json")
     answer = json.loads(vig(*line))
     assert (answer["num_blocks"], answer["num_packages"], answer["num_inferences"]) == (2, 4, 4 * 20 * 50)
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())

@@ -34,3 +34,12 @@ table_option = click.option(
     metavar="TABLE",
     help="Latency table, by name or file.",
 )
+tables_option = click.option(
+    "--table",
+    "table_names",
+    multiple=True,
+    default=("iphone13-mini",),
+    show_default=True,
+    metavar="TABLE",
+    help="Latency table, by name or file; several to compare devices, which must all meet a budget.",
+)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vigcli.cli.options import json_option, num_classes_option, resolution_option, set_option, table_option
+from vigcli.cli.options import json_option, num_classes_option, resolution_option, set_option, tables_option
 from vigcli.cli.output import emit_json, fields, say, table
 from vigcli.errors import InfeasibleError, UsageError, did_you_mean
 from vigcli.units import format_bytes, format_count, parse_latency_ms
@@ -18,7 +18,7 @@ from vigcli.units import format_bytes, format_count, parse_latency_ms
 @click.option("--budget", metavar="MS", help="End with exit code 4 when SUBJECT is slower: 1.0ms.")
 @click.option("--measure", is_flag=True, help="Time SUBJECT on this machine's CPU too, as fp32 on one thread.")
 @click.option("--paper", is_flag=True, help="Set our counts beside the published ones, by the counter of each paper.")
-@table_option
+@tables_option
 @set_option
 @resolution_option
 @num_classes_option
@@ -28,7 +28,7 @@ def command(
     budget: str | None,
     measure: bool,
     paper: bool,
-    table_name: str,
+    table_names: tuple[str, ...],
     settings: tuple[str, ...],
     resolution: int | None,
     num_classes: int | None,
@@ -52,16 +52,16 @@ def command(
         return
     from vigcli.latency.table import load_table
 
-    latency_table = load_table(table_name)
+    tables = [load_table(name) for name in dict.fromkeys(table_names)]
     if subject is None:
         if changed:
             raise UsageError(
                 "without a network there is nothing to change, time or hold to a budget.", "Name a network."
             )
-        _all(latency_table, as_json)
+        _all(tables, as_json)
     else:
         config, precision = _config(subject, settings, resolution, num_classes)
-        _one(subject, config, precision, latency_table, budget_ms, as_json, measure)
+        _one(subject, config, precision, tables, budget_ms, as_json, measure)
 
 
 def _config(
@@ -90,43 +90,44 @@ def _config(
     return read_meta(picked_checkpoint(subject)).arch, None
 
 
-def _all(latency_table: Any, as_json: bool) -> None:
+def _all(tables: list[Any], as_json: bool) -> None:
     from vigcli.config.archs import PUBLISHED, VARIANTS
     from vigcli.measure.profile import profile
 
     records = []
     for name, config in VARIANTS.items():
         counted, published = profile(config), PUBLISHED[name]
-        estimate = counted.latency(latency_table)
+        latencies = [_latency(counted.latency(latency_table)) for latency_table in tables]
         records.append({
-            "name": name, "resolution": config.resolution, **_counts(counted, config), **_latency(estimate),
-            "published": published._asdict(),
+            "name": name, "resolution": config.resolution, **_counts(counted, config), **latencies[0],
+            "latencies": latencies, "published": published._asdict(),
         })  # fmt: skip
     if as_json:
         emit_json(records)
         return
     columns = (
-        "network", "px", "params", "inference", "deployed", "MACs", "thop", f"{latency_table.kind} ms",
-        "paper M", "GMACs", "ms", "top-1 %",
+        "network", "px", "params", "inference", "deployed", "MACs", "thop",
+        *(f"{t.kind} ms" if t is tables[0] else t.device for t in tables), "paper M", "GMACs", "ms", "top-1 %",
     )  # fmt: skip
     rows = [
         (
             r["name"], r["resolution"],
             format_count(r["params_total"]), format_count(r["params_inference"]), format_count(r["params_deployed"]),
             format_count(r["macs"]), format_count(r["macs_thop"]),
-            f"{r['latency_ms']:.2f}{' *' if r['latency_outside_fit'] else ''}",
+            *(f"{found['latency_ms']:.2f}{' *' if found['latency_outside_fit'] else ''}" for found in r["latencies"]),
             r["published"]["params_m"], r["published"]["gmacs"],
-            r["published"]["latency_ms"] if r["published"]["device"] == latency_table.device else None,
+            r["published"]["latency_ms"] if r["published"]["device"] == tables[0].device else None,
             r["published"]["top1"],
         )
         for r in records
     ]  # fmt: skip
-    table(columns, rows, title=f"{latency_table.device}, {latency_table.os}, {latency_table.precision}, batch 1")
+    table(columns, rows, title=f"{tables[0].device}, {tables[0].os}, {tables[0].precision}, batch 1")
     say("params: total (all heads), at inference as papers count (one head, norms kept), deployed (norms folded).")
     say("MACs: convolution, linear and matmul of the deployed form; thop: the training form, norms added, no matmul.")
     say("--paper sets the counts beside the published ones, whose counters differ; --json has every digit, and memory.")
-    _say_errors(latency_table)
-    if any(r["latency_outside_fit"] for r in records):
+    for latency_table in tables:
+        _say_errors(latency_table)
+    if any(found["latency_outside_fit"] for r in records for found in r["latencies"]):
         say("*: outside the fitted range, do not trust.")
 
 
@@ -134,7 +135,7 @@ def _one(
     subject: str,
     config: Any,
     precision: str | None,
-    latency_table: Any,
+    tables: list[Any],
     budget_ms: float | None,
     as_json: bool,
     measure: bool,
@@ -142,13 +143,16 @@ def _one(
     from vigcli.measure.here import measure_here
     from vigcli.measure.profile import profile
 
-    counted = profile(config)
-    known = precision in (None, latency_table.precision)
-    # Asked for a budget, a precision that the table does not know is an error; else its milliseconds are left out.
-    estimate = counted.latency(latency_table, precision) if known or budget_ms is not None else None
+    counted, latency_table = profile(config), tables[0]
+    # Asked for a budget, a precision that a table does not know is an error; else its milliseconds are left out.
+    estimates = [
+        counted.latency(t, precision) if budget_ms is not None or precision in (None, t.precision) else None
+        for t in tables
+    ]
+    known = estimates[0] is not None
     here = measure_here(config) if measure else None
     prices = [latency_table.block_ms(b.signature, b.trace) if known else None for b in counted.blocks]
-    over = estimate is not None and budget_ms is not None and estimate.ms > budget_ms
+    over = [e for e in estimates if e is not None and budget_ms is not None and e.ms > budget_ms]
     if as_json:
         blocks = [
             {
@@ -167,7 +171,8 @@ def _one(
             "name": subject,
             "arch": config.model_dump(mode="json"),
             **_counts(counted, config),
-            **_latency(estimate),
+            **_latency(estimates[0]),
+            "latencies": [_latency(estimate) for estimate in estimates],
             **({"measured_here": here.record()} if here else {}),
         }
         fixed_ms = latency_table.fixed_ms if known else None
@@ -177,7 +182,7 @@ def _one(
                 "precision": precision or latency_table.precision,
                 "blocks": blocks,
                 "fixed_ms": fixed_ms,
-                "over_budget": over,
+                "over_budget": bool(over),
             }
         )
     else:
@@ -189,7 +194,7 @@ def _one(
             )
             for b, p in zip(counted.blocks, prices, strict=True)
         ]  # fmt: skip
-        if estimate is not None:
+        if known:
             rows.append(("(each inference)", "", "", "", "", "", f"{latency_table.fixed_ms:.4f}", ""))
         table(
             ("block", "what", "params", "MACs", "act MB", "weight MB", "ms", "±"),
@@ -205,15 +210,17 @@ def _one(
             ("weights", f"{format_bytes(2 * counts['params_deployed'])} in fp16"),
             ("activations", f"{format_bytes(counts['peak_activation_bytes'])} at their peak, op by op"),
             ("moved", f"{format_bytes(counts['moved_bytes'])} of activations and weights in a forward pass, unfused"),
-            ("latency", str(estimate or f"not known: the table of {latency_table.device} is of "
-                                        f"{latency_table.precision}, not {precision}")),
+            *(("latency", str(e or f"not known: the table of {t.device} is of {t.precision}, not {precision}"))
+              for e, t in zip(estimates, tables, strict=True)),
             *([("measured here", str(here))] if here else []),
         ])  # fmt: skip
-        if estimate is not None:
-            _say_errors(latency_table)
-    if over and estimate is not None:
+        for estimate, latency_table in zip(estimates, tables, strict=True):
+            if estimate is not None:
+                _say_errors(latency_table)
+    if over:
+        found = ", ".join(f"{estimate.ms:.2f} ms ({estimate.kind}, {estimate.device})" for estimate in over)
         raise InfeasibleError(
-            f"{subject} does not meet {budget_ms:g} ms: {estimate.ms:.2f} ms (calibrated, {estimate.device}).",
+            f"{subject} does not meet {budget_ms:g} ms: {found}.",
             "`vig search --budget` finds one that does.",
         )
 
@@ -322,4 +329,4 @@ def _say_errors(latency_table: Any) -> None:
     interval = latency_table.interval
     spread = "" if latency_table.calibration is None else " ± of a calibrated row is the spread of the model's members."
     covers = f"x/÷ {interval.factor} covers {interval.coverage_percent:g} %"
-    say(f"ms: {latency_table.error_text}; {covers}.{spread}")
+    say(f"ms of the {latency_table.device}: {latency_table.error_text}; {covers}.{spread}")

@@ -9,7 +9,7 @@ import click
 from vigcli.cli.options import json_option
 from vigcli.cli.output import emit_json, fields, say, table
 from vigcli.cli.table_build import build
-from vigcli.cli.table_device import add, measure
+from vigcli.cli.table_device import add
 from vigcli.cli.table_fit import calibrate, fit
 from vigcli.errors import ConfigError
 
@@ -26,7 +26,6 @@ def command() -> None:
 
 
 command.add_command(build)
-command.add_command(measure)
 command.add_command(add)
 command.add_command(fit)
 command.add_command(calibrate)

@@ -1,4 +1,4 @@
-"""`vig table build`: a latency table measured on this machine."""
+"""`vig table build`: a latency table measured on this machine, or rows measured on a Mac or an iPhone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import click
 
 from vigcli.cli.options import Integer, dry_run_option, json_option, seed_option
 from vigcli.cli.output import emit_json, progress, say, table
-from vigcli.errors import ConfigError, Interrupted
+from vigcli.cli.table_device import measure_on_apple
+from vigcli.errors import ConfigError, Interrupted, UsageError
 from vigcli.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -22,32 +23,77 @@ ROUNDS, QUICK_ROUNDS = 20, 7
 @click.command()
 @click.argument("names", metavar="[SPACE]...", nargs=-1)
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False), default="cpu.yaml", show_default=True, help="Where to write."
+    "--device",
+    type=click.Choice(("cpu", "mac", "iphone")),
+    default="cpu",
+    show_default=True,
+    help="This machine's CPU; on a Mac CoreML there, or on the iPhone at it: docs/measure_on_a_mac.md.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="The table (default: cpu.yaml), or the folder of packages and rows (default: device-measurement).",
 )
 @click.option("--quick", is_flag=True, help="Fewer rounds, and every second block of a kind: others are interpolated.")
 @click.option(
     "--rounds", "num_rounds", type=Integer(3, 1000), metavar="N",
     help=f"How often everything is timed; default: {ROUNDS}, with --quick {QUICK_ROUNDS}.",
 )  # fmt: skip
+@click.option(
+    "--units",
+    type=click.Choice(("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")),
+    help="Of a Mac or iPhone: what CoreML may run on; default: ALL.",
+)
+@click.option("--every", type=Integer(1, 100_000), metavar="N", help="Of a Mac or iPhone: every N-th block only.")
+@click.option(
+    "--iterations",
+    type=Integer(10, 10_000),
+    metavar="N",
+    help="Of a Mac or iPhone: inferences a round; default: 50.",
+)
+@click.option("--name", help='Of a Mac or iPhone: what people call it: "iPhone 13 mini".')
+@click.option("--team", metavar="ID", help="Of an iPhone: the Apple developer team that signs the app there.")
 @seed_option
 @dry_run_option
 @json_option
 def build(
     names: tuple[str, ...],
-    output: str,
+    device: str,
+    output: str | None,
     quick: bool,
     num_rounds: int | None,
+    units: str | None,
+    every: int | None,
+    iterations: int | None,
+    name: str | None,
+    team: str | None,
     seed: int,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Measure every block of SPACEs (default: all built-in ones) and of the named networks on this machine's CPU.
 
+    With --device mac or iphone: those of one SPACE through CoreML, into rows that `vig table add` takes.
+
     A build that was stopped goes on where it was when the same command is given again: its rounds are kept beside the
     output, in OUTPUT.rounds.jsonl, until the table is written.
 
     Example:  vig table build --quick -o cpu.yaml
     """
+    if device != "cpu":
+        if quick or len(names) > 1:
+            raise UsageError(f"--device {device} takes one SPACE, and no --quick.", "--every N takes fewer blocks.")
+        measure_on_apple(
+            names[0] if names else "mobilevigv2", device, units or "ALL", every or 1, num_rounds or ROUNDS,
+            iterations or 50, name or "", team or "", output or "device-measurement", dry_run, as_json,
+        )  # fmt: skip
+        return
+    if units or every or iterations or name or team:
+        raise UsageError(
+            "--units, --every, --iterations, --name and --team are of a Mac or iPhone.", "Add --device mac."
+        )
+    output = output or "cpu.yaml"
     from vigcli.config.load import MAX_YAML_BYTES, dump
     from vigcli.config.space import load_space
     from vigcli.files import write_text

@@ -1,4 +1,4 @@
-"""`vig table measure` and `vig table add`: rows measured on Apple hardware, and into a table with them."""
+"""`vig table build --device mac` and `vig table add`: rows measured on Apple hardware, and into a table with them."""
 
 from __future__ import annotations
 
@@ -6,35 +6,17 @@ from pathlib import Path
 
 import click
 
-from vigcli.cli.options import Integer, json_option
+from vigcli.cli.options import json_option
 from vigcli.cli.output import emit_json, fields, progress, say
 from vigcli.errors import Interrupted, UsageError
 from vigcli.units import format_bytes
 
 
-@click.command()
-@click.argument("space_name", metavar="[SPACE]", default="mobilevigv2")
-@click.option("--device", type=click.Choice(("mac", "iphone")), required=True, help="This Mac, or the iPhone at it.")
-@click.option(
-    "--units", type=click.Choice(("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")), default="ALL", show_default=True,
-    help="What CoreML may run on.",
-)  # fmt: skip
-@click.option("--every", type=Integer(1, 100_000), default=1, metavar="N", help="Take every N-th block only.")
-@click.option("--rounds", type=Integer(2, 1000), default=20, show_default=True, help="Loads of each package.")
-@click.option("--iterations", type=Integer(10, 10_000), default=50, show_default=True, help="Inferences of a round.")
-@click.option("--name", default="", help='The device as people call it: "iPhone 13 mini".')
-@click.option("--team", default="", metavar="ID", help="Apple developer team that signs the app on an iPhone.")
-@click.option("-o", "--output", type=click.Path(file_okay=False), default="device-measurement", show_default=True)
-@click.option("--dry-run", is_flag=True, help="Write all packages and plan.json, on any system, and time nothing.")
-@json_option
-def measure(
+def measure_on_apple(
     space_name: str, device: str, units: str, every: int, rounds: int, iterations: int, name: str, team: str,
     output: str, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Time the blocks of SPACE on a Mac or an iPhone; docs/measure_on_a_mac.md says how. Go on by the same line.
-
-    Example:  vig table measure --device mac --every 10 -o measured
-    """
+    """Time the blocks of a space on a Mac or an iPhone, or write the packages that it takes; the same line goes on."""
     from vigcli.config.space import load_space
     from vigcli.coreml import device as job
     from vigcli.coreml.chains import PLAN_FILE, load_plan
@@ -78,7 +60,7 @@ def measure(
     ])  # fmt: skip
     if found is None:
         same = f"--units {units} --every {every} --rounds {rounds} --iterations {iterations}"
-        click.echo(f"Next, on a Mac:  vig table measure {space_name} --device {device} {same} -o {folder}")
+        click.echo(f"Next, on a Mac:  vig table build {space_name} --device {device} {same} -o {folder}")
     elif found.rows:
         click.echo(f"Next:  vig table add TABLE {folder / job.ROWS_FILE} -o NEW.yaml")
 

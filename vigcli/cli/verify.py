@@ -28,7 +28,7 @@ def command(package_name: str | None, checkpoint_name: str | None, inputs: int, 
     from vigcli.cli.load import checkpoint_of, picked_package
     from vigcli.config.recipe import Data
     from vigcli.coreml.convert import package_meta
-    from vigcli.coreml.verify import CAVEAT, TWIN_TOLERANCE, verify
+    from vigcli.coreml.verify import CAVEAT, OVERFLOW, TWIN_TOLERANCE, verify
     from vigcli.train.data import load_split
 
     package = picked_package(package_name)
@@ -77,4 +77,7 @@ def command(package_name: str | None, checkpoint_name: str | None, inputs: int, 
         say(CAVEAT)
     if report.divergence is not None:
         d = report.divergence
-        raise VigError(f"{package}: {d.op_type} '{d.name}' diverges: {d.why}.", "Export it again; was it edited?")
+        hint = "Export it again; was it edited?"
+        if d.why == OVERFLOW:
+            hint = "Export it with --precision fp32, or train it: drawn weights are of no scale."
+        raise VigError(f"{package}: {d.op_type} '{d.name}' diverges: {d.why}.", hint)

@@ -164,7 +164,9 @@ def load_plan(folder: Path | str) -> Plan:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such plan.", "`vig table measure --dry-run -o DIR` writes one.") from None
+        raise ConfigError(
+            f"{path}: no such plan.", "`vig table build --device mac --dry-run -o DIR` writes one."
+        ) from None
     except (ValueError, RecursionError):
         raise ConfigError(f"{path}: is no JSON.", "Write the packages again.") from None
     plan = parse_as(Plan, data, str(path))

@@ -34,6 +34,7 @@ SAME_WEIGHT = 1e-6  # of the largest in its tensor: two conversions to fp32 may 
 MIN_SNR_DB = {"fp32": 90.0, "fp16": 35.0}
 MIN_INPUTS = 32
 CAVEAT = "Run by vig's interpreter in torch; not Apple's runtime, with which it has never been compared."
+OVERFLOW = "its numbers leave the range of fp16, which ends at 65504"
 _PRECISION_OPS = ("cast", "quantize", "dequantize")  # what a change of precision adds to a graph
 
 
@@ -306,6 +307,9 @@ class _Noise:
         """The first operation whose noise passes the floor, if that of the logits does."""
         if floor is None or self.final_db() >= floor:
             return None
+        for info in self._of_values():
+            if not all(map(math.isfinite, self._sums[info.name])):
+                return Divergence(info.op_type, info.name, OVERFLOW)
         info = next(info for info in self._of_values() if self.db(info.name) < floor)
         return Divergence(info.op_type, info.name, f"{self.db(info.name):.1f} dB against the twin, below {floor:g} dB")
 

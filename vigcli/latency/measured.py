@@ -24,7 +24,7 @@ _PATTERNS = {
     "date": r"\d{4}-\d\d-\d\d",
 }
 UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")  # as coremltools names them
-_HINT = "Take the file as `vig table measure` wrote it; docs/measure_on_a_mac.md explains its columns."
+_HINT = "Take the file as `vig table build --device mac` wrote it; docs/measure_on_a_mac.md explains its columns."
 
 
 class MeasuredRow(NamedTuple):
@@ -99,7 +99,7 @@ def read_measured(path: Path | str) -> list[MeasuredRow]:
     another unit than ms, and a block that stands twice."""
     path, seen, rows = Path(path), {}, []  # type: ignore[var-annotated]
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file of rows.", "`vig table measure` writes one.")
+        raise ConfigError(f"{path}: no such file of rows.", "`vig table build --device mac` writes one.")
     for line in read_csv(path, _HINT):
         row = _row(line)
         if row.signature in seen:

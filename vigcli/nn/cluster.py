@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vigcli.config.archs.clustervig import grid_cells
 from vigcli.nn.decisions import Decision
 from vigcli.nn.deploy import Foldable, fold_norm
 
@@ -31,10 +32,9 @@ def memberships(labels: Tensor, clusters: int, dtype: torch.dtype) -> Tensor:
 
 def grid_labels(height: int, width: int, clusters: int) -> Tensor:
     """The cells of the grid, as square as the number of clusters allows, as a partition: (N,) labels."""
-    rows = max(rows for rows in range(1, clusters + 1) if clusters % rows == 0 and rows * rows <= clusters)
-    columns = clusters // rows
-    row = torch.arange(height) * rows // height
-    column = torch.arange(width) * columns // width
+    rows, columns = grid_cells(clusters)
+    row = torch.arange(height, device="cpu") * rows // height  # also where networks are built without memory
+    column = torch.arange(width, device="cpu") * columns // width
     return (columns * row[:, None] + column).flatten()
 
 
@@ -397,9 +397,8 @@ class Degc(nn.Module):
         self.update = LOCAL_UPDATES[local_update](width, hidden, groups)
         self.kmeans_iterations = kmeans_iterations
         self.decision = Decision()
-        cells = grid_labels(*self.grid, clusters) if partition == "grid" else None
-        self.register_buffer("cells", cells, persistent=False)
-        self.cells: Tensor | None
+        # Numbers, not a buffer: what a checkpoint does not hold would have no values after loading.
+        self.cells = grid_labels(*self.grid, clusters).tolist() if partition == "grid" else None
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """With `labels` (B, N), integers below the number of clusters, they are the partition."""
@@ -416,7 +415,7 @@ class Degc(nn.Module):
 
     def _partition(self, inner: Gram, labels: Tensor | None) -> Tensor:
         if labels is None and self.cells is not None:
-            labels = self.cells.expand(len(inner.squares), -1)
+            labels = torch.tensor(self.cells, device=inner.squares.device).expand(len(inner.squares), -1)
         if labels is None:
             return kmeans(inner, self.clusters, self.kmeans_iterations, self.decision)
         return memberships(labels, self.clusters, inner.squares.dtype)

@@ -132,7 +132,11 @@ def search(
         table.interval,
         tuple(path for path in genes if path not in seen),
         {path: get_path(data, path) for path in genes if path in seen and not re.search(r"\.(\w+_depth|width)$", path)},
-        tuple(path for path in genes if path in seen and path.rpartition(".")[2] in NOT_IN_THE_SCORE),
+        tuple(
+            path
+            for path in genes
+            if path in seen and re.split(r"[.\[]", path)[-1 - path.endswith("]")] in NOT_IN_THE_SCORE
+        ),
     )
 
 

@@ -26,6 +26,8 @@ FAMILY_OFFSETS = {  # mean residual of the family in s, shrunk by n / (n + 1)
 
 NOT_IN_THE_SCORE = (
     "mixer", "difference", "cpe_kernel", "patch", "attention", "num_heads", "local_conv", "fusion", "residual",
+    "clusters", "neighbours", "last_neighbours", "dilation", "reduction", "local_update", "groups", "partition",
+    "center_tokens", "kmeans_iterations",
 )  # fmt: skip
 """Fields whose worth the regression was never shown: it judges a choice by what it adds in parameters and MACs."""
 

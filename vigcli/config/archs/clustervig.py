@@ -68,10 +68,24 @@ class ClusterViGConfig(ArchConfig):
         if self.cpe_kernel and self.cpe_kernel % 2 == 0:
             raise ValueError(f"cpe_kernel must be odd, not {self.cpe_kernel}\nAn even one has no middle; 0 is none.")
         if self.width % self.groups:
-            raise ValueError(f"width = {self.width} is no multiple of groups = {self.groups}\nThe groups are equal.")
+            raise ValueError(
+                f"width = {self.width} is no multiple of groups = {self.groups}\nTake a divisor of the width."
+            )
         if self.clusters > self.grid**2:
             raise ValueError(
-                f"clusters = {self.clusters} of {self.grid**2} tokens\nAt this resolution and stride there are no more."
+                f"clusters = {self.clusters} are more than the {self.grid**2} tokens\n"
+                "Take fewer, or a larger resolution."
+            )
+        if self.partition == "grid" and max(grid_cells(self.clusters)) > self.grid:
+            rows, columns = grid_cells(self.clusters)
+            raise ValueError(
+                f"clusters = {self.clusters} make a grid of {rows} x {columns} cells, and there are {self.grid} tokens "
+                "a side\nTake a number that is a product of two smaller ones."
+            )
+        if max(self.neighbours) > self.grid**2:
+            raise ValueError(
+                f"neighbours = {list(self.neighbours)} of {self.grid**2} tokens\n"
+                f"Take {self.grid**2} at the most, or a larger resolution."
             )
         return self
 
@@ -110,6 +124,12 @@ class ClusterViGConfig(ArchConfig):
             options["kmeans_iterations"] = self.kmeans_iterations
         options |= {"cpe": self.cpe_kernel, "mixer_expansion": 2, "expansion": self.expansion, "layer_scale": False}
         return BlockSpec("graph", shape, tuple(options.items()), (("drop_path", self.drop_path_rate * i / steps),))
+
+
+def grid_cells(clusters: int) -> tuple[int, int]:
+    """Rows and columns of the partition `grid`: as square as the number allows."""
+    rows = max(rows for rows in range(1, clusters + 1) if clusters % rows == 0 and rows * rows <= clusters)
+    return rows, clusters // rows
 
 
 VARIANTS: dict[str, ClusterViGConfig] = {

@@ -80,7 +80,11 @@ class Nearest(NamedTuple):
     def check(self, stage: str, grid: int, width: int, hidden: int) -> None:
         """Refuse what a square grid of `grid` tokens a side, or its channels, cannot give. Raises ValueError."""
         if grid % self.reduction:
-            raise ValueError(f"reduction = {self.reduction} does not divide the grid of {grid} x {grid} ({stage})")
+            fits = ", ".join(str(n) for n in range(1, grid + 1) if grid % n == 0)
+            raise ValueError(
+                f"reduction = {self.reduction} does not divide the grid of {grid} x {grid} ({stage})\n"
+                f"Take one of {fits}."
+            )
         wanted, nodes = self.neighbours * self.dilation, (grid // self.reduction) ** 2
         if wanted > nodes:
             raise ValueError(
@@ -151,6 +155,11 @@ class MobileGraphConfig(ArchConfig):
         for i, (stage, grid) in enumerate(zip(self.stages, self.grids, strict=True)):
             if stage.graph_depth:
                 check_reach(f"stages[{i}]", stage.mixer, stage.reach, grid)
+            if stage.graph_depth and stage.mixer == "degc" and max(stage.clusters, stage.neighbours) > grid**2:
+                raise ValueError(
+                    f"stages[{i}] has {grid**2} tokens, fewer than its clusters = {stage.clusters} or neighbours = "
+                    f"{stage.neighbours}\nTake fewer, or a larger resolution."
+                )
             if stage.graph_depth and stage.mixer == "knn":
                 nearest = Nearest(stage.neighbours, stage.dilation, stage.reduction)
                 nearest.check(f"stages[{i}]", grid, stage.width, self.mixer_expansion * stage.width)
