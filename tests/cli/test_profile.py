@@ -47,3 +47,17 @@ def test_the_overview_fits_and_its_json_has_every_count(vig: Vig) -> None:
     assert record["params_total"] == record["params_trainable"] == 5_695_824
     assert record["peak_activation_bytes"] == 2 * 56 * 56 * (32 + 128 + 128)  # a skip, a hidden layer and its GELU
     assert record["moved_bytes"] > record["peak_activation_bytes"]
+
+
+def test_devices_are_compared_and_must_all_meet_a_budget(vig: Vig, tmp_path: Path) -> None:
+    pair = ("profile", "mobilevigv2_s", "--table", "iphone14", "--table", "iphone13-mini")
+    found = json.loads(vig(*pair, "--json"))
+    fast, slow = found["latencies"]
+    assert (fast["latency_device"], slow["latency_device"]) == ("iPhone 14", "iPhone 13 mini")
+    assert fast["latency_ms"] == found["latency_ms"] < 1.0 < slow["latency_ms"]
+    assert vig(*pair).count("\nlatency ") == 2
+    vig(*pair[:4], "--budget", "1.0ms")
+    vig(*pair, "--budget", "1.0ms", code=4)
+    vig(*pair, "--picture", "bars.png")
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+    vig("profile", "--picture", "bars.png", code=2)

@@ -17,6 +17,7 @@ from vigcli.units import format_bytes, format_count, parse_latency_ms
 @click.argument("subject", required=False)
 @click.option("--budget", metavar="MS", help="End with exit code 4 when SUBJECT is slower: 1.0ms.")
 @click.option("--measure", is_flag=True, help="Time SUBJECT on this machine's CPU too, as fp32 on one thread.")
+@click.option("--picture", type=click.Path(dir_okay=False), help="Draw the milliseconds of SUBJECT's blocks, a PNG.")
 @click.option("--paper", is_flag=True, help="Set our counts beside the published ones, by the counter of each paper.")
 @tables_option
 @set_option
@@ -27,6 +28,7 @@ def command(
     subject: str | None,
     budget: str | None,
     measure: bool,
+    picture: str | None,
     paper: bool,
     table_names: tuple[str, ...],
     settings: tuple[str, ...],
@@ -41,7 +43,7 @@ def command(
     Example:  vig profile timm:mobilenetv2_100 --budget 1.0ms
     """
     budget_ms = parse_latency_ms(budget) if budget is not None else None
-    changed = budget is not None or measure or settings or resolution or num_classes
+    changed = budget is not None or measure or picture or settings or resolution or num_classes
     if paper:
         if changed:
             raise UsageError(
@@ -56,12 +58,18 @@ def command(
     if subject is None:
         if changed:
             raise UsageError(
-                "without a network there is nothing to change, time or hold to a budget.", "Name a network."
+                "without a network there is nothing to change, time, draw or hold to a budget.", "Name a network."
             )
         _all(tables, as_json)
     else:
         config, precision = _config(subject, settings, resolution, num_classes)
         _one(subject, config, precision, tables, budget_ms, as_json, measure)
+        if picture:
+            from vigcli.measure.pictures import draw_blocks
+            from vigcli.measure.profile import profile
+
+            draw_blocks(subject, profile(config).blocks, tables, picture)
+            say(f"Wrote {picture}.")
 
 
 def _config(

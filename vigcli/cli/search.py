@@ -104,6 +104,7 @@ def command(
 
 
 def _print(result: SearchResult, latency_table: LatencyTable) -> None:
+    from vigcli.latency.table import distinguishable
     from vigcli.search.score import ERROR_POINTS, TIE_POINTS
 
     rows = []
@@ -145,8 +146,8 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
     if result.kept:
         say(f"Neither sees {', '.join(result.kept)}: kept as published.")
     gap = result.best.top1_percent - result.nearest.top1_percent
-    ratio = result.best.latency.ms / result.nearest.latency.ms
-    if abs(gap) < TIE_POINTS and abs(ratio - 1) < 0.1 and result.nearest.latency.ms <= result.budget_ms:
+    ranked = distinguishable(result.best.latency.ms, result.nearest.latency.ms)
+    if abs(gap) < TIE_POINTS and not ranked and result.nearest.latency.ms <= result.budget_ms:
         say(f"A tie: less than {TIE_POINTS} points and 10 % of latency apart, which neither can tell.")
     chance = max((score for _, score in result.random_front), default=None)
     versus = f"the best of as many random ones scores {chance:.1f} %" if chance else "as many random ones found none"

@@ -1,4 +1,4 @@
-"""Pictures of latency tables."""
+"""Pictures of latency tables and of what they say."""
 
 from __future__ import annotations
 
@@ -8,9 +8,38 @@ from pathlib import Path
 
 from vigcli.files import replacing
 from vigcli.latency.calibrated import Row
+from vigcli.latency.table import LatencyTable
+from vigcli.measure.profile import BlockProfile
 
 LABS_DISAGREE = 0.056  # mean absolute difference between labs on the same network, after one factor for each
 OUTLIER = 0.2
+
+
+def draw_blocks(name: str, blocks: Sequence[BlockProfile], tables: Sequence[LatencyTable], path: Path | str) -> None:
+    """The milliseconds of a network's blocks, a bar for each table; a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    labels = [block.name for block in blocks]
+    figure, axes = plt.subplots(figsize=(7.5, 1.2 + 0.16 * len(labels) * (1 + len(tables))), layout="constrained")
+    height = 0.8 / len(tables)
+    for i, table in enumerate(tables):
+        prices = [table.block_ms(block.signature, block.trace) for block in blocks]
+        places = [row + (i - (len(tables) - 1) / 2) * height for row in range(len(labels))]
+        axes.barh(
+            places, [price.ms for price in prices], height, xerr=[price.plus_minus_ms for price in prices],
+            error_kw={"lw": 0.8}, label=f"{table.device}, {table.kind}; and {table.fixed_ms:.3f} ms each inference",
+        )  # fmt: skip
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlabel(f"ms ({name}; ± of a calibrated block is the spread of the model's members)")
+    axes.legend(fontsize=8, loc="lower right")
+    axes.grid(axis="x", alpha=0.25)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
 
 
 def draw_predictions(device: str, predictions: Sequence[tuple[Row, float]], path: Path | str) -> None:
