@@ -9,7 +9,7 @@ from torch import nn
 
 from vigcli.archs.external import build_timm, reparameterize
 from vigcli.errors import ConfigError
-from vigcli.latency.calibrated import load_published
+from vigcli.latency.published import load_published
 from vigcli.latency.trace import block_names
 from vigcli.measure.trace import trace
 from vigcli.paths import builtin_folder

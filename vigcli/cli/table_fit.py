@@ -85,7 +85,7 @@ def fit(names: tuple[str, ...], output: str | None, check: bool, as_json: bool) 
 def calibrate(anchors: str, base_name: str, device: str, soc: str, system: str, output: str, as_json: bool) -> None:
     """Make the table of a new device from 3 to 5 whole networks that were measured on it.
 
-    Example:  vig table calibrate --anchors mine.csv --device "iPhone 15 Pro" -o iphone15-pro.yaml
+    Example:  vig table calibrate --anchors my.csv --device mine -o my.yaml
     """
     from vigcli.config.load import dump
     from vigcli.files import write_text
