@@ -347,13 +347,9 @@ class LatencyTable(Strict):
         )
 
 
-_LEAVES_ANE = {"topk": "top-k", "gather": "gather", "sample": "grid sampling"}
-
-
 def _unfitted(kind: str) -> str:
-    if kind in _LEAVES_ANE:
-        return f"{_LEAVES_ANE[kind]}, which leaves the Neural Engine"
-    return f"operations that were not fitted ({kind})"
+    """Why an operation of this kind is not to be trusted. A gather is among `mov`, as it was captured."""
+    return "top-k, which leaves the Neural Engine" if kind == "topk" else f"operations that were not fitted ({kind})"
 
 
 def kind_of(rows: Mapping[str, Row]) -> Literal["calibrated", "measured", "mixed"]:
