@@ -65,3 +65,24 @@ def predicted_top1_percent(
         + offset
     )
     return 100 - np.exp(-s)
+
+
+def family_offset(family: str) -> float:
+    return FAMILY_OFFSETS.get(family, 0.0)
+
+
+def stage_points(config, i: int) -> float:
+    return 0.0
+
+
+def network_points(config) -> float:
+    return 0.0
+
+
+class Effect: pass
+def decided(family, path, value): return False
+def effects(config): return ()
+def closeness(shapes, published):
+    d=np.abs(np.log1p(shapes[:,None])-np.log1p(published[None])).sum((2,3)); return d.min(1)
+def choose(score, latency, distance):
+    return int(np.argmin(distance))
