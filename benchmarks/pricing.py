@@ -29,7 +29,7 @@ def main() -> None:
     base = arch_config(space.base)
     start = time.process_time()
     trained = {name: VARIANTS[name] for name in space.trained_shapes.variants} if space.trained_shapes else {}
-    encoding = encode_space(space, base, trained, table)
+    encoding = encode_space(space, base, trained, [table])
     encoded = time.process_time() - start
     population = np.random.default_rng(0).integers(
         0, encoding.num_choices, (options.networks, len(encoding.num_choices))

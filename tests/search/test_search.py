@@ -22,13 +22,14 @@ from vigcli.latency.table import LatencyTable, load_table
 from vigcli.measure.profile import profile
 from vigcli.paths import builtin_names, find_file
 from vigcli.registry import FAMILIES
-from vigcli.search.encoding import Encoding, Population, encode_space
+from vigcli.search.encoding import Columns, Encoding, Population, encode_space
 from vigcli.search.evolution import Found, evolve, random_search
 from vigcli.search.feasibility import cheapest
 from vigcli.search.job import SearchResult, describe, nearest_published, search
 from vigcli.search.report import save
 
 TABLE = load_table("iphone13-mini")
+COLUMNS = Columns([TABLE])
 SHIPPED = builtin_names("space")
 spaces = pytest.mark.parametrize("name", SHIPPED)
 
@@ -52,7 +53,7 @@ def small_space(rules: bool, **genes: Any) -> SearchSpace:
 def encoded(space: SearchSpace, **changes: Any) -> Encoding:
     base = arch_config(space.base).changed(changes)
     names = space.trained_shapes.variants if space.trained_shapes else ()
-    return encode_space(space, base, {name: VARIANTS[name].changed(changes) for name in names}, TABLE)
+    return encode_space(space, base, {name: VARIANTS[name].changed(changes) for name in names}, [TABLE])
 
 
 def everything(encoding: Encoding) -> Population:
@@ -85,7 +86,7 @@ def keeps_the_rules(config: ArchConfig, widen: float = 0.2) -> bool:
     known = np.stack([figures(c) for c in trained])
     low, high = (1 - widen) * known.min(0) - 1e-9, (1 + widen) * known.max(0) + 1e-9
     ours = figures(config)
-    return bool(((low <= ours) & (ours <= high)).all()) and not describe("", config, TABLE).latency.outside
+    return bool(((low <= ours) & (ours <= high)).all()) and not describe("", config, COLUMNS).latency.outside
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["rules", "free"])
@@ -104,14 +105,14 @@ def test_every_candidate_is_priced_scored_and_judged_as_its_network(small: tuple
     judged = 0
     for i in range(0, len(population), 7):
         config = encoding.config(population[i])
-        fair = encoding.bounds is None or keeps_the_rules(config)
+        fair = encoding.trained is None or keeps_the_rules(config)
         assert (values.violation[i] == 0) == fair, config
         judged += fair
         if fair:  # what a rule forbids is not priced
-            network = describe("", config, TABLE)
+            network = describe("", config, COLUMNS)
             assert values.latency_ms[i] == pytest.approx(network.latency.ms, abs=1e-9)
             assert values.score[i] == pytest.approx(network.top1_percent, abs=1e-9)
-    assert 0 < judged < len(range(0, len(population), 7)) + (encoding.bounds is None)
+    assert 0 < judged < len(range(0, len(population), 7)) + (encoding.trained is None)
 
 
 def test_choices_that_no_rule_bears_are_left_out(small: tuple[Encoding, Population, Any]) -> None:
@@ -120,7 +121,7 @@ def test_choices_that_no_rule_bears_are_left_out(small: tuple[Encoding, Populati
     fair = {encoding.config(row) for row in population[values.violation == 0]}
     rest = everything(fewer)
     assert {fewer.config(row) for row in rest[fewer.evaluate(rest).violation == 0]} == fair
-    assert fewer.space.size < encoding.space.size or encoding.bounds is None
+    assert fewer.space.size < encoding.space.size or encoding.trained is None
 
 
 @spaces
@@ -129,7 +130,7 @@ def test_a_shipped_space_is_priced_as_its_networks(name: str, changes: dict[str,
     space = load_space(find_file("space", name))
     base = arch_config(space.base).changed(changes)
     trained = {v: VARIANTS[v].changed(changes) for v in space.trained_shapes.variants} if space.trained_shapes else {}
-    encoding = encode_space(space.sound_at(base), base, trained, TABLE).without_idle_choices()
+    encoding = encode_space(space.sound_at(base), base, trained, [TABLE]).without_idle_choices()
     generator = np.random.default_rng(1)
     population = generator.integers(0, encoding.num_choices, (40_000, len(encoding.num_choices)))
     values = encoding.evaluate(population)
@@ -137,7 +138,7 @@ def test_a_shipped_space_is_priced_as_its_networks(name: str, changes: dict[str,
     assert len(fair) >= 5
     assert encoding.price(population) == pytest.approx(values.latency_ms, rel=1e-12)
     for i in fair:
-        network = describe("", encoding.config(population[i]), TABLE)
+        network = describe("", encoding.config(population[i]), COLUMNS)
         assert values.latency_ms[i] == pytest.approx(network.latency.ms, abs=1e-9)
         assert values.score[i] == pytest.approx(network.top1_percent, abs=1e-9)
         assert not network.latency.outside
@@ -161,7 +162,7 @@ def test_published_variants_in_a_space_are_recognised(name: str) -> None:
     space = load_space(find_file("space", name))
     base = arch_config(space.base)
     family = {n: config for n, config in VARIANTS.items() if type(config) is type(base)}
-    encoding = encode_space(space, base, family, TABLE)
+    encoding = encode_space(space, base, family, [TABLE])
     for variant, config in family.items():
         candidate = encode(space, base, config)
         assert candidate is not None
@@ -169,7 +170,7 @@ def test_published_variants_in_a_space_are_recognised(name: str) -> None:
         assert variant_name(encoding.config(candidate)) == variant
         values = encoding.evaluate(np.array([candidate]))
         assert values.violation[0] == 0
-        assert values.latency_ms[0] == pytest.approx(describe(variant, config, TABLE).latency.ms, abs=1e-9)
+        assert values.latency_ms[0] == pytest.approx(describe(variant, config, COLUMNS).latency.ms, abs=1e-9)
     assert encode(space, base, base.changed({"expansion": 3})) is None
 
 
@@ -190,7 +191,7 @@ def test_a_space_against_its_own_rules_has_no_cheapest() -> None:
     encoding = encoded(small_space(True, **{"stages[2].local_depth": [0, 1], "head_width": [384, 512]}))
     assert cheapest(encoding, np.zeros((0, 2), np.intp), np.random.default_rng(0)) is None
     with pytest.raises(InfeasibleError, match="keeps its own rules"):
-        search(encoding.space, TABLE, 1.0)
+        search([encoding.space], [TABLE], 1.0)
 
 
 @pytest.mark.parametrize("changes", [{}, {"resolution": 160, "num_classes": 10}], ids=["published", "160 px"])
@@ -200,11 +201,11 @@ def test_an_infeasible_budget_is_answered_with_the_smallest_latency(changes: dic
     values = encoding.evaluate(everything(encoding))
     smallest = float(values.latency_ms[values.violation == 0].min())
     with pytest.raises(InfeasibleError, match=r"meets 0\.5 ms") as refused:
-        search(space, TABLE, 0.5, **changes)
+        search([space], [TABLE], 0.5, **changes)
     stated = re.search(r"smallest latency is ([0-9.]+) ms", str(refused.value))
     assert stated is not None
     assert 0 <= float(stated[1]) - smallest <= 1e-3
-    assert search(space, TABLE, float(stated[1]), **changes).best.latency.ms <= float(stated[1])
+    assert search([space], [TABLE], float(stated[1]), **changes).best.latency.ms <= float(stated[1])
     hinted = re.search(r"--budget ([0-9.]+)ms", refused.value.hint)
     assert hinted is not None
     assert float(hinted[1]) >= smallest
@@ -243,7 +244,7 @@ def test_a_front_of_the_shipped_space_keeps_budget_and_rules(budget_ms: float) -
     space = load_space(find_file("space", SHIPPED[0]))
     assert space.trained_shapes is not None
     base = arch_config(space.base)
-    encoding = encode_space(space, base, {n: VARIANTS[n] for n in space.trained_shapes.variants}, TABLE)
+    encoding = encode_space(space, base, {n: VARIANTS[n] for n in space.trained_shapes.variants}, [TABLE])
     encoding = encoding.without_idle_choices()
     nothing = np.zeros((0, len(space.genes)), np.intp)
     generator = np.random.default_rng(3)
@@ -260,7 +261,7 @@ def test_a_front_of_the_shipped_space_keeps_budget_and_rules(budget_ms: float) -
 
 @pytest.fixture(scope="module")
 def result() -> SearchResult:
-    return search(load_space(find_file("space", "mobilevigv2")), TABLE, 1.0)
+    return search([load_space(find_file("space", "mobilevigv2"))], [TABLE], 1.0)
 
 
 def test_a_search_keeps_its_budget_and_says_what_it_found(result: SearchResult) -> None:
@@ -286,7 +287,7 @@ def test_what_nothing_sees_keeps_the_published_value(result: SearchResult) -> No
 
 def test_an_unseen_gene_takes_the_choice_nearest_to_the_published_value() -> None:
     space = small_space(False, **{"stages[1].reach": [3, 6, 9], "head_width": [384, 512]})
-    found = search(space, TABLE, 2.0)
+    found = search([space], [TABLE], 2.0)
     assert found.kept == ("stages[1].reach",)
     assert {get_path(config.model_dump(mode="json"), "stages[1].reach") for _, _, config in found.front} == {9}
 
@@ -296,11 +297,11 @@ def test_an_unseen_gene_cannot_carry_the_answer_over_the_budget() -> None:
     genes = {"stages[3].reach": [1, 2], "stages[3].width": [128], "head_width": [384, 512]}
     largest = arch_config("mobilevigv2_s").changed({"stages[3].width": 128})
     cheap, dear = (
-        describe("", config, TABLE).latency.ms for config in (largest.changed({"stages[3].reach": 1}), largest)
+        describe("", config, COLUMNS).latency.ms for config in (largest.changed({"stages[3].reach": 1}), largest)
     )
     assert 0 < dear - cheap < 0.005
     budget_ms = (cheap + dear) / 2
-    found = search(small_space(False, **genes), TABLE, budget_ms)
+    found = search([small_space(False, **genes)], [TABLE], budget_ms)
     assert found.kept == ("stages[3].reach",)
     assert all(ms <= budget_ms for ms, _, _ in found.front)
     assert found.best.config == largest.changed({"head_width": 384})
@@ -315,7 +316,7 @@ def test_any_family_can_be_searched(family: str) -> None:
     depth = next(p for p in ("stages[i].local_depth", "stages[i].depth", "depth") if p in paths).replace("[i]", "[0]")
     wide = f"stages[{last}].width" if "stages[i].width" in paths else "width"
     genes = {wide: [width, 2 * width], depth: [1, 2, 3], "expansion": [2, 4]}
-    found = search(SearchSpace.parse({"base": name, "genes": genes}), TABLE, 90.0)
+    found = search([SearchSpace.parse({"base": name, "genes": genes})], [TABLE], 90.0)
     assert found.best.config.family == family
     assert found.best.latency.ms <= 90
     assert found.best.config.stage_shapes()[last].width == 2 * width
@@ -324,7 +325,7 @@ def test_any_family_can_be_searched(family: str) -> None:
 
 def test_choices_that_do_not_go_together_are_left_out() -> None:
     genes = {"stages[3].mixer": ["svga", "mgc", "none"], "stages[3].reach": [2, 6, 9], "stages[3].width": [192, 256]}
-    found = search(small_space(False, **genes), TABLE, 9.0)
+    found = search([small_space(False, **genes)], [TABLE], 9.0)
     assert found.judged_by_size == ("stages[3].mixer",)
     assert set(found.choices) <= {"stages[3].mixer", "stages[3].reach"}
     assert found.choices["stages[3].mixer"] in ("svga", "mgc", "none")
@@ -334,8 +335,8 @@ def test_choices_that_do_not_go_together_are_left_out() -> None:
 
 def test_the_seed_decides(result: SearchResult) -> None:
     space = load_space(find_file("space", "mobilevigv2"))
-    assert search(space, TABLE, 1.0).front == result.front
-    other = search(space, TABLE, 1.0, seed=1)
+    assert search([space], [TABLE], 1.0).front == result.front
+    other = search([space], [TABLE], 1.0, seed=1)
     assert [score for _, score, _ in other.front] != [score for _, score, _ in result.front]
     assert other.best.top1_percent == pytest.approx(result.best.top1_percent, abs=0.2)
 
@@ -343,7 +344,7 @@ def test_the_seed_decides(result: SearchResult) -> None:
 def test_a_search_at_another_resolution_and_number_of_classes() -> None:
     calls: list[tuple[str, int, int]] = []
     found = search(
-        load_space(find_file("space", "mobilevigv2")), TABLE, 0.8, resolution=160, num_classes=10,
+        [load_space(find_file("space", "mobilevigv2"))], [TABLE], 0.8, resolution=160, num_classes=10,
         on_progress=lambda what, done, total: calls.append((what, done, total)),
     )  # fmt: skip
     for config in (found.best.config, found.front[0][2], *(n.config for n in found.published)):
@@ -356,18 +357,18 @@ def test_a_search_at_another_resolution_and_number_of_classes() -> None:
 
 def test_a_resolution_that_the_base_does_not_bear_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"K = 8 on a grid of 16"):
-        search(small_space(False), TABLE, 1.0, resolution=128)
+        search([small_space(False)], [TABLE], 1.0, resolution=128)
 
 
 def test_the_nearest_published_network() -> None:
-    networks = [describe(name, config, TABLE) for name, config in VARIANTS.items() if "gv2" in name]
+    networks = [describe(name, config, COLUMNS) for name, config in VARIANTS.items() if "gv2" in name]
     assert nearest_published(networks, 1.5).name == "mobilevigv2_s"
     assert nearest_published(networks, 0.1).name == "mobilevigv2_ti"
 
 
 def test_a_network_of_one_head_gets_no_teacher(tmp_path: Path) -> None:
     space = SearchSpace.parse({"base": "mobilevit_xxs", "genes": {"head_width": [256, 320]}})
-    save(search(space, TABLE, 3.0), load_recipe(find_file("recipe", "v2_s")), "found", tmp_path)
+    save(search([space], [TABLE], 3.0), load_recipe(find_file("recipe", "v2_s")), "found", tmp_path)
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert (recipe.distillation, recipe.resolution) == (None, 256)
 
@@ -391,5 +392,5 @@ def test_a_table_of_another_scale_moves_the_search() -> None:
     slower: LatencyTable = TABLE.model_copy(
         update={"calibration": scaled, "rows": {}, "fixed_ms": scaled.fixed_ms, "num_rows": 0}
     )
-    fast, slow = (search(small_space(False), table, 1.3) for table in (TABLE, slower))
+    fast, slow = (search([small_space(False)], [table], 1.3) for table in (TABLE, slower))
     assert slow.best.top1_percent < fast.best.top1_percent
