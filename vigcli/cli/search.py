@@ -105,7 +105,7 @@ def command(
 
 def _print(result: SearchResult, latency_table: LatencyTable) -> None:
     from vigcli.latency.table import distinguishable
-    from vigcli.search.score import ERROR_POINTS, TIE_POINTS
+    from vigcli.search.score import TIE_POINTS, load_score
 
     rows = []
     for label, network in (("best found", result.best), ("nearest published", result.nearest)):
@@ -114,7 +114,7 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
             label, network.name if network.name != "found" else _shape(network.config),
             format_count(network.params.inference), format_count(network.macs),
             f"{latency.ms:.2f} ({latency.low_ms:.2f} to {latency.high_ms:.2f}){' *' if latency.outside else ''}",
-            f"{network.top1_percent:.1f} ±{ERROR_POINTS}",
+            f"{network.top1_percent:.1f} ±{load_score().interval(network.config.family).points_90}",
         ))  # fmt: skip
     config = result.best.config
     kind, coverage = result.best.latency.kind, f"{latency_table.interval.coverage_percent:g} %"

@@ -20,7 +20,7 @@ from vigcli.config.space import SearchSpace
 from vigcli.errors import ConfigError
 from vigcli.latency.table import MAX_DISAGREEMENT, LatencyTable
 from vigcli.measure.count import count_block, training_trace
-from vigcli.search.score import FAMILY_OFFSETS, predicted_top1_percent
+from vigcli.search.score import load_score, predicted_top1_percent
 
 Array = NDArray[np.float64]
 Population = NDArray[np.intp]  # (candidates, genes), indices into the genes' choices
@@ -196,7 +196,7 @@ def score_of(total: Array, base: ArchConfig) -> Array:
         total[:, SCORE_LAYERS],
         total[:, SCORE_DEPTHWISE] / total[:, SCORE_MACS],
         distilled=getattr(base, "distilled", False),
-        offset=FAMILY_OFFSETS.get(base.family, 0.0),
+        offset=load_score().offset(base.family),
     )
 
 

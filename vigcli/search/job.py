@@ -19,7 +19,7 @@ from vigcli.measure.profile import profile
 from vigcli.search.encoding import BlockColumns, Encoding, encode_space, score_of
 from vigcli.search.evolution import evolve, random_search
 from vigcli.search.feasibility import cheapest
-from vigcli.search.score import ERROR_POINTS, NOT_IN_THE_SCORE
+from vigcli.search.score import NOT_IN_THE_SCORE, load_score
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Network:
             "latency_kind": self.latency.kind,
             "latency_outside_fit": list(self.latency.outside),
             "top1_percent": round(self.top1_percent, 2),
-            "top1_plus_minus": ERROR_POINTS,
+            "top1_plus_minus": load_score().interval(self.config.family).points_90,
             "top1_kind": "predicted",
         }
 
