@@ -26,6 +26,31 @@ def parse_latency_ms(text: str) -> float:
     return value
 
 
+_COUNT = re.compile(r"((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)\s*([kmg]?)", re.IGNORECASE | re.ASCII)
+_BYTES = re.compile(r"((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)\s*([kmg]?b)?", re.IGNORECASE | re.ASCII)
+_FACTOR = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+
+
+def parse_count(text: str) -> float:
+    """`7.5M`, `900k`, `1.2G` or `7500000` as a number. Raises UsageError for what is none above zero."""
+    match = _COUNT.fullmatch(text.strip())
+    value = float(match[1]) * _FACTOR[match[2].lower()] if match else 0.0
+    if not 0 < value < 1e15:
+        raise UsageError(f"'{text}' is not a count.", "Write a number above zero: 7.5M, 900k or 1.2G.")
+    return value
+
+
+def parse_bytes(text: str) -> float:
+    """`12MB` or `800kB` as bytes, in decimal units. Raises UsageError for a bare number or what is no size."""
+    match = _BYTES.fullmatch(text.strip())
+    if match is not None and match[2] is None:
+        raise UsageError(f"'{text}' has no unit.", f"Write {match[1]}MB or {match[1]}kB.")
+    value = float(match[1]) * _FACTOR[match[2].lower()[:-1]] if match else 0.0
+    if not 0 < value < 1e15:
+        raise UsageError(f"'{text}' is not a size.", "Write a number above zero with its unit: 12MB or 800kB.")
+    return value
+
+
 def format_count(value: float) -> str:
     """A count in the papers' style: 7.77 M, 912 M, 3.56 G."""
     for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -13,8 +13,8 @@ from vigcli.search.ties import AS_CLOSE, CLOSE, choose, closeness
 
 PUBLISHED = np.array(
     [
-        [[2, 0, 32, 1e8], [2, 2, 64, 1e8], [6, 2, 128, 3e8], [2, 2, 256, 1e8]],
-        [[3, 0, 64, 3e8], [3, 3, 128, 4e8], [9, 3, 256, 9e8], [3, 3, 512, 4e8]],
+        [[2, 0, 1, 0.1, 0.1], [2, 2, 2, 0.2, 0.1], [6, 2, 2, 0.4, 0.3], [2, 2, 2, 0.2, 0.4]],
+        [[3, 0, 1, 0.1, 0.1], [3, 3, 2, 0.2, 0.2], [9, 3, 1.5, 0.5, 0.3], [3, 3, 2, 0.1, 0.3]],
     ]
 )
 
@@ -59,26 +59,26 @@ def test_the_chosen_one_is_never_beaten_by_a_rule(candidates: list[tuple[float, 
 
 
 def test_a_published_shape_is_at_no_distance_whatever_its_scale() -> None:
-    scaled = PUBLISHED * [2, 2, 1.5, 7]
-    np.testing.assert_allclose(closeness(np.concatenate([PUBLISHED, scaled]), PUBLISHED), 0, atol=1e-12)
+    deeper = PUBLISHED * [2, 2, 1, 1, 1]
+    np.testing.assert_allclose(closeness(np.concatenate([PUBLISHED, deeper]), PUBLISHED), 0, atol=1e-12)
 
 
 def test_distances_say_what_they_are_made_of() -> None:
-    shapes = np.repeat(PUBLISHED[:1], 4, 0)
-    shapes[1, 2, 0], shapes[1, 3, 1] = 5, 3  # one of 18 blocks goes elsewhere
-    shapes[2, :, 3] = [1e8, 1e8, 2e8, 2e8]  # a sixth of the MACs
-    shapes[3, 3, 2] = 512  # the last stage an octave wider
-    found = closeness(shapes, PUBLISHED[:1])
-    np.testing.assert_allclose(found, [0, 1 / 18, 1 / 6, (0.75 + 3 * 0.25) / 4])
+    shapes = np.repeat(PUBLISHED[:1], 5, 0)
+    shapes[1, 2, 0], shapes[1, 3, 1] = 5, 3  # one of 18 blocks is elsewhere
+    shapes[2, :, 3] = [0.1, 0.1, 0.4, 0.3]  # a tenth of the MACs
+    shapes[3, 3, 2] = 4  # the last stage wider by an octave
+    shapes[4, :2, 4] = [0.05, 0.15]
+    np.testing.assert_allclose(closeness(shapes, PUBLISHED[:1]), [0, 1 / 18, 0.1, 1 / 4, 0.05], atol=1e-12)
 
 
 def test_a_network_of_convolutions_alone_is_far_from_one_with_graphs() -> None:
     without = PUBLISHED[:1].copy()
     without[0, 1:, 0] += without[0, 1:, 1]
     without[0, 1:, 1] = 0
-    assert closeness(without, PUBLISHED) == pytest.approx([6 / 18])
+    assert closeness(without, PUBLISHED[:1]) == pytest.approx([6 / 18])
 
 
 def test_one_stage_or_none_of_its_blocks_is_no_division_by_zero() -> None:
-    assert closeness(np.array([[[0, 12, 192, 1e9]]]), np.array([[[0, 16, 320, 4e9]]])) == pytest.approx([0])
-    assert np.isfinite(closeness(np.array([[[0, 0, 192, 1e9]]]), np.array([[[0, 16, 320, 4e9]]]))).all()
+    assert closeness([[[0, 12, 1, 0.9, 0.8]]], [[[0, 16, 1, 0.9, 0.8]]]) == pytest.approx([0])
+    assert np.isfinite(closeness([[[0, 0, 1, 0.9, 0.8]]], [[[0, 16, 1, 0.9, 0.8]]])).all()

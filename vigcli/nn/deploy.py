@@ -46,6 +46,8 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """A convolution equal to `norm(conv(x))` in evaluation mode."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    if norm.running_var.is_meta:  # no values, and a block is counted in half the time without arithmetic on them
+        return scale_output(conv, norm.running_var)
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale
     return scale_output(conv, scale, shift)
@@ -57,6 +59,8 @@ def scale_output(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | Non
     folded = copy.deepcopy(conv)
     if folded.bias is None:
         folded.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+    if conv.weight.is_meta:
+        return folded
     bias = torch.zeros_like(scale, dtype=torch.float64) if conv.bias is None else conv.bias.double()
     bias = bias * scale.double() + (0 if shift is None else shift)
     folded.weight.copy_(conv.weight.double() * scale.double()[:, None, None, None])

@@ -39,19 +39,20 @@ def effects(config: ArchConfig) -> tuple[Effect, ...]:
 
 def stage_effects(config: ArchConfig, stage: int) -> tuple[Effect, ...]:
     """What they say of one stage, whatever the others have."""
-    found = []
-    for field, by_value in _known(config.family, stage).items():
-        value = _value(config, stage, field)
-        if value is not None and (effect := by_value.get(value)) is not None:
-            in_stage = hasattr(config.stages[stage], field)  # type: ignore[attr-defined]  # only families with tables
-            path = f"stages[{stage}].{field}" if in_stage else field
-            found.append(Effect(path, stage, effect.value, effect.points, effect.source))
-    return tuple(found)
+    return tuple(
+        Effect(_path(config, stage, found.field), stage, found.value, found.points, found.source)
+        for found in _found(config, stage)
+    )
 
 
 def stage_points(config: ArchConfig, stage: int) -> float:
     """Points of top-1 of one stage: a network's are the sum over its stages."""
-    return sum(effect.points for effect in stage_effects(config, stage))
+    return sum(found.points for found in _found(config, stage))
+
+
+def network_points(config: ArchConfig) -> float:
+    """Points of top-1 of a network."""
+    return sum(effect.points for effect in effects(config))
 
 
 def decided(family: str, path: str, value: Any) -> bool:
@@ -73,13 +74,31 @@ def _same(one: Any, other: Any) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
-def _value(config: ArchConfig, stage: int, field: str) -> Any:
-    """What a stage has; None where it has no blocks that the field would be of."""
-    own = config.stages[stage]  # type: ignore[attr-defined]
+def _found(config: ArchConfig, stage: int) -> list[PublishedEffect]:
+    known = _known(config.family, stage)
+    if not known:
+        return []
+    own = config.stages[stage]  # type: ignore[attr-defined]  # only families with tables come here
     mixer = getattr(own, "mixer", None) if config.stage_shapes()[stage].global_depth else "none"
-    if field == "mixer":
-        return mixer
-    return None if mixer == "none" else getattr(own, field, getattr(config, field, None))
+    found = []
+    for field, by_value in known.items():
+        if field == "mixer":
+            value = mixer
+        elif mixer == "none":  # no block that the field would be of
+            continue
+        else:
+            value = getattr(own if _is_of(own, field) else config, field)
+        if (effect := by_value.get(value)) is not None:
+            found.append(effect)
+    return found
+
+
+def _path(config: ArchConfig, stage: int, field: str) -> str:
+    return f"stages[{stage}].{field}" if _is_of(config.stages[stage], field) else field  # type: ignore[attr-defined]
+
+
+def _is_of(stage: Any, field: str) -> bool:
+    return field in type(stage).model_fields
 
 
 @functools.cache

@@ -21,6 +21,7 @@ class Found:
     latency_ms: Array
     score: Array
     num_evaluated: int
+    num_feasible: int = 0
 
 
 def evolve(

@@ -14,36 +14,34 @@ from vigcli.search.score import TIE_POINTS
 Array = NDArray[np.float64]
 
 AS_CLOSE = 1.1  # distances from a published shape within that factor of the least are equal
-CLOSE = 0.01  # and so are those within that much of it: a hundredth of the depths, widths or MACs elsewhere
+CLOSE = 0.01  # and so are those within that much of it: a hundredth of the blocks, MACs or weights elsewhere
 
 
 def closeness(shapes: ArrayLike, published: ArrayLike) -> Array:
     """How far shapes are from the nearest of some published ones: 0 for the same proportions, whatever the scale.
 
     Args:
-        shapes: (N, stages, 4): convolution blocks, graph blocks or transformer layers, channels and MACs of each stage.
-        published: (variants, stages, 4) of the family.
+        shapes: (N, stages, 5): convolution blocks, graph blocks or transformer layers, width / width of the stage
+            before, share of the network's MACs, share of its weights.
+        published: (variants, stages, 5) of the family.
 
-    The distance is the sum of three: the share of the blocks (each kind by itself, among all blocks of the network)
-    and the share of the MACs that would have to move to another place, both from 0 to 1, and the mean over the stages
-    of the octaves that the widths, relative to their geometric mean, are apart.
+    The distance is the sum of four: the shares of blocks (each kind by itself, among all blocks), of MACs and of
+    weights that would have to move to another place, each from 0 to 1, and the octaves that the steps of the width
+    are apart, in the mean over the stages.
     """
     ours, theirs = _proportions(np.asarray(shapes, float)), _proportions(np.asarray(published, float))
-    each = [sum(np.abs(a - b[i]).sum(1) for a, b in zip(ours, theirs, strict=True)) for i in range(len(theirs[0]))]
-    return np.min(each, axis=0)
+    least = np.full(len(ours), np.inf)
+    for one in theirs:  # one by one: all at once would not fit the processor's cache
+        np.minimum(least, np.abs(ours - one).sum(1), out=least)
+    return least
 
 
-def _proportions(shapes: Array) -> tuple[Array, Array, Array]:
-    """Shares of blocks, shares of MACs and octaves of width, weighted so that their absolute differences sum up to the
-    three distances: (N, 2 * stages), (N, stages) twice."""
-    blocks = shapes[..., :2].reshape(len(shapes), -1)
-    octaves = np.log2(shapes[..., 2])
-    macs = shapes[..., 3]
-    return (
-        blocks / np.maximum(blocks.sum(1, keepdims=True), 1) / 2,
-        macs / macs.sum(1, keepdims=True) / 2,
-        (octaves - octaves.mean(1, keepdims=True)) / octaves.shape[1],
-    )
+def _proportions(shapes: Array) -> Array:
+    """Numbers whose absolute differences sum up to the distance: (N, stages, 5) -> (N, 5 * stages)."""
+    blocks, ratios, shares = shapes[..., :2], shapes[..., 2:3], shapes[..., 3:]
+    share_of_blocks = blocks / np.maximum(blocks.sum((1, 2), keepdims=True), 1)
+    octaves = np.log2(ratios) / shapes.shape[1]
+    return np.concatenate([share_of_blocks / 2, octaves, shares / 2], -1).reshape(len(shapes), -1)
 
 
 def choose(score: ArrayLike, latency_ms: ArrayLike, distance: ArrayLike) -> int:
