@@ -69,8 +69,8 @@ def test_every_command_offers_json(words: list[str]) -> None:
         "ls", "ls recipes", "ls paths mobilevit_s", "doctor", "table show", "check ok.yaml",
         "check --schema recipe", "check --schema space",
         "check --schema table", "cp v2_s mine.yaml", "build mobilevigv2_ti", "build mobilevigv2_ti -o x.safetensors",
-        "profile mobilevigv2_ti", "profile mobilevigv2_ti --budget 3ms", "search --budget 1ms --dry-run",
-        "train ok.yaml --dry-run", "export x.safetensors --dry-run",
+        "profile mobilevigv2_ti", "profile mobilevigv2_ti --budget 3ms", "score show mobilevigv2_ti",
+        "search --budget 1ms --dry-run", "train ok.yaml --dry-run", "export x.safetensors --dry-run",
     ],
 )  # fmt: skip
 def test_json_is_all_that_stdout_gets(line: str, vig: Vig, tmp_path: Path) -> None:

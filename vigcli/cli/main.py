@@ -32,6 +32,7 @@ COMMANDS = {  # name: the line that `vig --help` shows; the command itself is `v
     "build": "Build a network by name and write a checkpoint.",
     "import": "Write a checkpoint from the authors' weights.",
     "table": "Look at a latency table, or fit it again to the published data.",
+    "score": "Predict top-1 without data, and say how wrong that is.",
     "ls": "List networks, search spaces, latency tables and recipes.",
     "cp": "Copy a built-in file to start from.",
     "check": "Validate a file, or print the JSON Schema of its kind.",

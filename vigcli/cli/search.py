@@ -170,7 +170,7 @@ def _limits(params: str | None, macs: str | None, size: str | None, memory: str 
 
 
 def _print(result: SearchResult) -> None:
-    from vigcli.search.score import ERROR_POINTS
+    from vigcli.search.score import load_score
 
     known = (
         ("best found", result.best),
@@ -178,6 +178,7 @@ def _print(result: SearchResult) -> None:
         ("nearest published", result.nearest),
         ("yours", result.start),
     )
+    error = load_score().interval(result.best.config.family).points_90
     rows = []
     for label, network in known:
         if network is not None:
@@ -186,7 +187,7 @@ def _print(result: SearchResult) -> None:
             ]
             rows.append((
                 label, _named(network), format_count(network.params.inference), format_count(network.macs),
-                format_bytes(network.size_bytes), *latencies, f"{network.top1_percent:.1f} ±{ERROR_POINTS}",
+                format_bytes(network.size_bytes), *latencies, f"{network.top1_percent:.1f} ±{error:.1f}",
             ))  # fmt: skip
     config, kind = result.best.config, result.best.latency.kind
     coverage = f"{result.interval.coverage_percent:g} %"
@@ -217,7 +218,7 @@ def _explain(result: SearchResult) -> None:
         say(f"ms, {latency_table.device}: {latency_table.error_text}. Measure the winner on the device.")
     distillation = "with distillation" if getattr(best.config, "distilled", False) else "without distillation"
     say(f"top-1: what the score expects of 300 epochs of ImageNet-1k {distillation}, not of the data you train on.")
-    for effect in best.effects:
+    for effect in best.effects:  # shown, so that nobody takes them for measured here
         say(f"In it: {effect.points:+.2f} points for {effect.path}={effect.value} ({effect.source}).")
     if result.judged_by_size:
         say(f"The score knows {', '.join(result.judged_by_size)} by parameters and MACs alone: doubt its choice there.")

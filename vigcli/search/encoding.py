@@ -21,8 +21,10 @@ from vigcli.config.load import parse_as, split_path
 from vigcli.config.space import SearchSpace
 from vigcli.errors import ConfigError
 from vigcli.latency.table import MAX_DISAGREEMENT, LatencyTable
-from vigcli.measure.count import count_block, training_trace
-from vigcli.search.score import family_offset, network_points, predicted_top1_percent, stage_points
+from vigcli.measure.count import count_block
+from vigcli.search.effects import network_points, stage_points
+from vigcli.search.score import load_score, predicted_top1_percent
+from vigcli.search.size import block_size
 
 Array = NDArray[np.float64]
 Population = NDArray[np.intp]  # (candidates, genes), indices into the genes' choices
@@ -324,7 +326,7 @@ def score_of(total: Array, base: ArchConfig) -> Array:
         total[:, SCORE_LAYERS],
         total[:, SCORE_DEPTHWISE] / total[:, SCORE_MACS],
         distilled=getattr(base, "distilled", False),
-        offset=family_offset(base.family),
+        offset=load_score().offset(base.family),
     )
     return np.asarray(by_size + total[:, POINTS])
 
@@ -369,15 +371,12 @@ class Columns:
 
     def _block(self, family: str, spec: BlockSpec) -> Array:
         if (family, spec) not in self._known:
-            count = count_block(family, spec)
-            options = dict(spec.options) | ({"num_classes": 1000} if "num_classes" in dict(spec.options) else {})
-            scored = count_block(family, spec._replace(options=tuple(options.items())))
-            runs = training_trace(family, scored.spec) if "num_classes" in options else scored.deployed
+            count, scored = count_block(family, spec), block_size(family, spec)
             deployed = count.deployed
             prices = [table.block_ms(spec.signature, deployed) for table in self.tables]
             self._known[family, spec] = np.array([
                 deployed.macs, deployed.weight_mb, deployed.act_mb, deployed.num_ops, count.params.inference,
-                count.peak_bytes / 1e6, scored.params.total, runs.macs, runs.depthwise_macs, runs.path_layers, 0.0,
+                count.peak_bytes / 1e6, scored.params, scored.macs, scored.depthwise_macs, scored.path_layers, 0.0,
                 *(ms for price in prices for ms in (price.ms, price.second_ms or 0.0)),
             ])  # fmt: skip
         return self._known[family, spec]
@@ -385,7 +384,7 @@ class Columns:
 
 def points_of(config: ArchConfig) -> float:
     """Points of top-1 that published ablations give a network over its family's published pattern."""
-    return network_points(config) + sum(stage_points(config, i) for i in range(len(config.stage_shapes())))
+    return network_points(config)
 
 
 def shape_of(config: ArchConfig, columns: Columns) -> Array:
@@ -534,7 +533,7 @@ class _Encoder:
 
 def _contents(config: ArchConfig) -> dict[tuple[int, str], Hashable]:
     """All that a network is, by segment: blocks of each kind, the points and the shape numbers of each stage."""
-    found: dict[tuple[int, str], Any] = {(0, "points"): network_points(config)}
+    found: dict[tuple[int, str], Any] = {}
     for number, blocks in enumerate(config.segments()):
         for spec in blocks:
             found[number, spec.kind] = (*found.get((number, spec.kind), ()), spec.counted())

@@ -17,10 +17,12 @@ from vigcli.errors import InfeasibleError
 from vigcli.latency.table import Interval, LatencyEstimate, LatencyTable, distinguishable
 from vigcli.measure.count import ParamCounts
 from vigcli.measure.profile import profile
+from vigcli.search.effects import Effect, decided, effects
 from vigcli.search.encoding import Columns, Encoding, Limits, Population, encode_space, score_of, shape_of
 from vigcli.search.evolution import Found, evolve, random_search
 from vigcli.search.feasibility import cheapest, least
-from vigcli.search.score import ERROR_POINTS, NOT_IN_THE_SCORE, TIE_POINTS, Effect, choose, closeness, decided, effects
+from vigcli.search.score import NOT_IN_THE_SCORE, TIE_POINTS, load_score
+from vigcli.search.ties import choose, closeness
 
 Progress = Callable[[str, int, int], None]
 BRIDGES = 20_000  # candidates between the front and published networks, among which a tie is decided
@@ -69,7 +71,7 @@ class Network:
                 for e in self.latencies
             ],
             "top1_percent": round(self.top1_percent, 2),
-            "top1_plus_minus": ERROR_POINTS,
+            "top1_plus_minus": load_score().interval(self.config.family).points_90,
             "top1_kind": "predicted",
             "top1_percent_published": self.published_top1,
         }

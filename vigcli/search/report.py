@@ -10,7 +10,7 @@ from vigcli.config.recipe import Recipe
 from vigcli.errors import UnavailableError
 from vigcli.files import replacing, write_json, write_text
 from vigcli.search.job import SearchResult
-from vigcli.search.score import ERROR_POINTS
+from vigcli.search.score import load_score
 
 
 def save(result: SearchResult, recipe: Recipe, comment: str, run: Path) -> dict[str, Any]:
@@ -75,7 +75,8 @@ def draw_front(result: SearchResult, path: Path) -> None:
     axes.set_ylim(min(*score, *inside) - 0.5, max(*score, *inside) + 0.5)
     covers = f"x/÷ {result.interval.factor} covers {result.interval.coverage_percent:g} %"
     axes.set_xlabel(f"latency, ms ({result.best.latency.device}, {result.best.latency.kind}, {covers})")
-    axes.set_ylabel(f"ImageNet-1k top-1, % (predicted, ±{ERROR_POINTS})")
+    plus_minus = load_score().interval(result.best.config.family).points_90
+    axes.set_ylabel(f"ImageNet-1k top-1, % (predicted, ±{plus_minus})")
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.25)
     with replacing(path) as temporary:
