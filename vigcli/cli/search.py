@@ -218,7 +218,7 @@ def _explain(result: SearchResult) -> None:
         say(f"ms, {latency_table.device}: {latency_table.error_text}. Measure the winner on the device.")
     distillation = "with distillation" if getattr(best.config, "distilled", False) else "without distillation"
     say(f"top-1: what the score expects of 300 epochs of ImageNet-1k {distillation}, not of the data you train on.")
-    for effect in best.effects:  # shown, so that nobody takes them for measured here
+    for effect in best.effects:
         say(f"In it: {effect.points:+.2f} points for {effect.path}={effect.value} ({effect.source}).")
     if result.judged_by_size:
         say(f"The score knows {', '.join(result.judged_by_size)} by parameters and MACs alone: doubt its choice there.")
@@ -226,9 +226,9 @@ def _explain(result: SearchResult) -> None:
         say(f"Neither sees {', '.join(result.kept)}: kept as published.")
     if result.undecided:
         say(f"Undecided without data: {', '.join(result.undecided)}: kept as published.")
-    for label, network in (("second", result.second), ("nearest published", nearest)):
-        if network is not None and network.config != best.config and not result.tells_apart(network):
-            gap, ms = best.top1_percent - network.top1_percent, best.latency.ms / network.latency.ms - 1
+    for label, other in (("second", result.second), ("nearest published", nearest)):
+        if other is not None and other.config != best.config and not result.tells_apart(other):
+            gap, ms = best.top1_percent - other.top1_percent, best.latency.ms / other.latency.ms - 1
             say(f"Best and {label} cannot be told apart: {gap:+.2f} points and {100 * ms:+.0f} % of latency.")
     if result.apart:
         ms, score, _ = result.apart[-1]

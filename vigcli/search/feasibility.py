@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ def least(encoding: Encoding, column: str, first: tuple[int, ...] | None) -> flo
 
 def _least(
     encoding: Encoding,
-    prices: list[tuple[int, Callable[[Array], Array]]],
+    prices: Sequence[tuple[int, Callable[[Array], Array]]],
     value: Callable[[Population], Array],
     best: Population | None,
 ) -> tuple[int, ...] | None:
