@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vigcli.config.space import load_space
+from vigcli.config.space import named_spaces
 from vigcli.latency.interpolate import block_kind, left_out
 from vigcli.latency.table import Accuracy, load_table
 from vigcli.measure.bench import this_machine
 from vigcli.measure.build import Plan, RoundsFile, accuracy, measure, plan, predicted_ms, random_networks, table_of
-from vigcli.paths import builtin_names, find_file
 
 
 def line(what: str, found: Accuracy) -> str:
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     table = load_table(options.table)
-    spaces = [load_space(find_file("space", name)) for name in builtin_names("space")]
+    spaces = named_spaces()
     seen, generator = set(plan(spaces).networks.values()), np.random.default_rng(options.seed)
     drawn = random_networks(spaces, options.from_each, generator)
     networks = {

@@ -60,6 +60,11 @@ def format_count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def format_many(value: int) -> str:
+    """The size of a space: 2,400 or 6.1e+12."""
+    return f"{value:,}" if value < 1e6 else f"{value:.1e}"
+
+
 def format_bytes(size_bytes: float) -> str:
     """A file size in decimal units: 14.5 MB."""
     for factor, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from vigcli.cli.options import json_option
-from vigcli.cli.output import emit_json, say
+from vigcli.cli.output import emit_json, say, table
 from vigcli.config.load import Strict, read_yaml
 from vigcli.errors import UsageError
+from vigcli.units import format_many
 
 SCHEMAS = ("recipe", "space", "table")
 
 
+def space_records(path: Path | str) -> list[dict[str, Any]]:
+    """Name, size, base and published networks of a space, or of every member of a mixed one."""
+    from vigcli.config.space import load_spaces, variants_inside
+
+    return [
+        {"space": s.name, "size": s.size, "base": s.base, "published_inside": list(variants_inside(s))}
+        for s in load_spaces(path)
+    ]
+
+
 def _load(kind: str, path: str) -> None:
     from vigcli.config.recipe import load_recipe
-    from vigcli.config.space import load_space
     from vigcli.latency.table import load_table
 
-    loaders: dict[str, Callable[[str], Strict]] = {"recipe": load_recipe, "space": load_space, "table": load_table}
+    loaders: dict[str, Callable[[str], Strict]] = {"recipe": load_recipe, "table": load_table}
     loaders[kind](path)
 
 
@@ -57,19 +68,27 @@ def command(file: str | None, schema: str | None, as_json: bool) -> None:
 
         package_meta(file)
         kind = "package"
-    else:
-        kind = _kind(file)
+    elif (kind := _kind(file)) != "space":
         _load(kind, file)
+    about: dict[str, Any] = {}
+    if kind == "space":
+        about["spaces"] = space_records(file)
+        if not as_json:
+            rows = [
+                (r["space"], format_many(r["size"]), r["base"], ", ".join(r["published_inside"]) or "none")
+                for r in about["spaces"]
+            ]
+            table(("space", "networks", "base", "published networks inside"), rows)
     say(f"{file}: a valid {kind}.")
     if as_json:
-        emit_json({"file": file, "kind": kind, "valid": True})
+        emit_json({"file": file, "kind": kind, "valid": True, **about})
 
 
 def _kind(file: str) -> str:
     """What a YAML file means to be, by the keys that only one kind has."""
     data, _ = read_yaml(file)
     keys = set(data) if isinstance(data, dict) else set()
-    for kind, marks in (("table", {"device", "model"}), ("space", {"genes", "base"})):
+    for kind, marks in (("table", {"device", "model"}), ("space", {"genes", "base", "spaces"})):
         if keys & marks:
             return kind
     return "recipe"

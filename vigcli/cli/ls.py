@@ -10,6 +10,7 @@ from vigcli.cli.options import json_option
 from vigcli.cli.output import emit_json, say, table
 from vigcli.errors import UsageError
 from vigcli.paths import builtin_folder, builtin_names
+from vigcli.units import format_many
 
 KINDS = ("archs", "spaces", "tables", "recipes", "paths")
 
@@ -46,7 +47,18 @@ def _entries(kind: str) -> dict[str, str]:
             for name, config in VARIANTS.items()
         }
     singular = kind.removesuffix("s")
-    return {name: _first_comment(singular, name) for name in builtin_names(singular)}
+    entries = {name: _first_comment(singular, name) for name in builtin_names(singular)}
+    return {name: f"{what} {_size_of(name)}" for name, what in entries.items()} if kind == "spaces" else entries
+
+
+def _size_of(space: str) -> str:
+    """Of a built-in space: how many networks, and which published ones are among them."""
+    from vigcli.cli.check import space_records
+
+    records = space_records(builtin_folder("space") / f"{space}.yaml")
+    size, inside = sum(r["size"] for r in records), sum((r["published_inside"] for r in records), [])
+    what = f"around {records[0]['base']}" if len(records) == 1 else f"in {len(records)} spaces"
+    return f"{format_many(size)} networks {what}; published inside: {', '.join(inside) or 'none'}."
 
 
 def _first_comment(kind: str, name: str) -> str:

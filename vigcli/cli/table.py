@@ -144,34 +144,38 @@ def show(name: str, blocks: bool, picture: str | None, as_json: bool) -> None:
 @click.option("--space", "space_names", multiple=True, metavar="SPACE", help="Default: every built-in space.")
 @json_option
 def check(names: tuple[str, ...], space_names: tuple[str, ...], as_json: bool) -> None:
-    """Hold tables NAMES (default: the built-in ones) to their form, and to having a row for every block of the spaces.
+    """Hold tables NAMES (default: the built-in ones) to their form, and to knowing every block of the spaces.
+
+    A calibrated table has a row for each; a measured one may lack a row that lies between others of its kind.
 
     Example:  vig table check --space mobilevigv2
     """
-    from vigcli.config.space import load_space
+    from vigcli.config.space import named_spaces
     from vigcli.latency.table import load_table
-    from vigcli.measure.tables import space_blocks
-    from vigcli.paths import builtin_names, find_file
+    from vigcli.measure.tables import space_coverage
+    from vigcli.paths import builtin_names
 
-    spaces = {
-        name: space_blocks(load_space(find_file("space", name))) for name in space_names or builtin_names("space")
-    }
+    spaces = named_spaces(space_names)
     records = []
     for name in names or builtin_names("table"):
         found = load_table(name)
-        for space, blocks in spaces.items():
-            missing = sorted(blocks.keys() - found.rows.keys())
-            measured = sum(found.rows[s].kind == "measured" for s in blocks.keys() & found.rows.keys())
-            records.append({
-                "table": name, "space": space, "num_blocks": len(blocks), "num_rows": len(blocks) - len(missing),
-                "num_measured": measured, "missing": missing,
-            })  # fmt: skip
+        records += [
+            {"table": name, "space": space.name, **space_coverage(found, space)._asdict()} for space in spaces
+        ]
     if as_json:
         emit_json(records)
     else:
-        rows = [(r["table"], r["space"], f"{r['num_rows']}/{r['num_blocks']}", r["num_measured"]) for r in records]
-        table(("table", "space", "rows/blocks", "measured"), rows)
+        rows = [
+            (r["table"], r["space"], r["num_blocks"], r["num_rows"], r["num_measured"], r["num_between"],
+             len(r["missing"]))
+            for r in records
+        ]  # fmt: skip
+        table(("table", "space", "blocks", "rows", "measured", "between rows", "missing"), rows)
     short = next((r for r in records if r["missing"]), None)
     if short is not None:
-        lacking = f"{len(short['missing'])} of {short['num_blocks']} blocks of {short['space']} have no row"  # type: ignore[arg-type]
-        raise ConfigError(f"{short['table']}: {lacking}, such as {short['missing'][0]}.", "Make the table again.")  # type: ignore[index]
+        missing = short["missing"]
+        raise ConfigError(
+            f"{short['table']}: does not know {len(missing)} of {short['num_blocks']} blocks of {short['space']}, such "
+            f"as {missing[0]}.",
+            "Make the table again: `vig table fit` a calibrated one, `vig table build` a measured one.",
+        )

@@ -35,7 +35,7 @@ ROUNDS, QUICK_ROUNDS = 20, 7
     type=click.Path(),
     help="The table (default: cpu.yaml), or the folder of packages and rows (default: device-measurement).",
 )
-@click.option("--quick", is_flag=True, help="Fewer rounds, and every second block of a kind: others are interpolated.")
+@click.option("--quick", is_flag=True, help="Fewer rounds, and fewer blocks of a kind: more are interpolated.")
 @click.option(
     "--rounds", "num_rounds", type=Integer(3, 1000), metavar="N",
     help=f"How often everything is timed; default: {ROUNDS}, with --quick {QUICK_ROUNDS}.",
@@ -95,15 +95,14 @@ def build(
         )
     output = output or "cpu.yaml"
     from vigcli.config.load import MAX_YAML_BYTES, dump
-    from vigcli.config.space import load_space
+    from vigcli.config.space import named_spaces
     from vigcli.files import write_text
     from vigcli.measure.bench import this_machine
     from vigcli.measure.build import RoundsFile, measure, plan, predicted_bytes, predicted_seconds, table_of
-    from vigcli.paths import builtin_names, find_file
 
     machine = this_machine()
     num_rounds = num_rounds or (QUICK_ROUNDS if quick else ROUNDS)
-    planned = plan([load_space(find_file("space", name)) for name in names or builtin_names("space")], quick, seed)
+    planned = plan(named_spaces(names), quick, seed)
     rounds = RoundsFile(Path(f"{output}.rounds.jsonl"), planned, machine)
     seconds, size_bytes = predicted_seconds(planned, num_rounds - len(rounds.rounds)), predicted_bytes(planned)
     say(

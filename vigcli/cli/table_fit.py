@@ -24,11 +24,11 @@ def fit(names: tuple[str, ...], output: str | None, check: bool, as_json: bool) 
     Example:  vig table fit --check
     """
     from vigcli.config.load import dump
-    from vigcli.config.space import load_space
+    from vigcli.config.space import named_spaces
     from vigcli.files import write_text
     from vigcli.latency.table import ACCURACY_OF, load_table
     from vigcli.measure.tables import DEVICES, Study
-    from vigcli.paths import builtin_folder, builtin_names, find_file
+    from vigcli.paths import builtin_folder
 
     for name in names:
         if name not in DEVICES:
@@ -37,7 +37,7 @@ def fit(names: tuple[str, ...], output: str | None, check: bool, as_json: bool) 
         raise UsageError("-o is where one table is written.", "Name one table, without --check.")
     say("Fitting, and predicting what was held out: half a minute.")
     study = Study(builtin_folder("table") / "published")
-    spaces = [load_space(find_file("space", space)) for space in builtin_names("space")]
+    spaces = named_spaces()
     records, rows = [], []
     for name in names or DEVICES:
         fitted = study.table(name, spaces)

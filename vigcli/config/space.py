@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from vigcli.config.archs import ArchConfig, ArchName, TimmConfig, arch_config
-from vigcli.config.load import Strict, get_path, parse_as, read_yaml, set_path
+from vigcli.config.archs import VARIANTS, ArchConfig, ArchName, TimmConfig, arch_config
+from vigcli.config.load import Location, Strict, get_path, parse_as, read_yaml, set_path
 from vigcli.errors import ConfigError, UsageError
+from vigcli.paths import builtin_names, find_builtin, find_file
 
 Choice = int | float | bool | str
+SAMPLES = 200  # networks that are tried before a space is said to have none
 
 
 class TrainedShapes(Strict):
@@ -26,6 +29,8 @@ class TrainedShapes(Strict):
 class SearchSpace(Strict):
     """Genes (configuration path -> choices) around a base network."""
 
+    name: str = ""
+    """Of the file, where it is not given."""
     base: ArchName
     genes: Annotated[dict[str, Annotated[tuple[Choice, ...], Field(min_length=1)]], Field(min_length=1)]
     trained_shapes: TrainedShapes | None = None
@@ -72,12 +77,101 @@ def _is_sound(base: ArchConfig, path: str, choice: Choice) -> bool:
         return False
 
 
+class MixedSpace(Strict):
+    """Several spaces, of any families, that are searched one after another."""
+
+    spaces: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Built-in names, or paths from where the file is."""
+
+
+def load_spaces(path: Path | str) -> tuple[SearchSpace, ...]:
+    """The members of a mixed space, or a plain one alone; see `load_space`. Raises ConfigError with file:line."""
+    data, lines = _read(path)
+    if not is_mixed(data):
+        return (_checked(path, data, lines),)
+    members = parse_as(MixedSpace, data, str(path), lines).spaces
+    found: dict[str, SearchSpace] = {}
+    for i, member in enumerate(members):
+        where = f"{path}:{lines[('spaces', i)]}: spaces[{i}]"
+        try:
+            file = find_builtin("space", member) or find_file("space", str(Path(path).parent / member))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}", error.hint) from None
+        held, held_lines = _read(file)
+        if is_mixed(held):
+            raise ConfigError(f"{where}: {member} is mixed itself.", "List its members instead.")
+        space = _checked(file, held, held_lines)
+        if space.name in found:
+            raise ConfigError(f"{where}: a space '{space.name}' stands twice.", "Keep one, or give it another name.")
+        found[space.name] = space
+    return tuple(found.values())
+
+
 def load_space(path: Path | str) -> SearchSpace:
-    """A search-space file, every path and value checked against its base. Raises ConfigError with file:line."""
+    """A plain search-space file, every path and value checked against its base. Raises ConfigError with file:line."""
+    data, lines = _read(path)
+    if is_mixed(data):
+        raise ConfigError(f"{path}:{lines[('spaces',)]}: mixes spaces, and one is wanted.", "Name one of its members.")
+    return _checked(path, data, lines)
+
+
+def named_spaces(names: Iterable[str] = ()) -> tuple[SearchSpace, ...]:
+    """The spaces of several names or files, members of mixed ones among them, each once; all built-in ones of none."""
+    files = [find_file("space", name) for name in tuple(names) or builtin_names("space")]
+    found: list[SearchSpace] = []
+    for file in files:
+        found += [space for space in load_spaces(file) if space not in found]
+    return tuple(found)
+
+
+def space_for(config: ArchConfig) -> SearchSpace:
+    """The built-in space of a configuration's family, to search around it: its own values are among the choices.
+
+    The space's `base` is still a name: give `config` itself where a base is asked for.
+
+    Raises ConfigError for a family without a built-in space.
+    """
+    for space in named_spaces():
+        if type(arch_config(space.base)) is type(config):
+            data = config.model_dump(mode="json")
+            genes = {path: _with(choices, get_path(data, path)) for path, choices in space.genes.items()}
+            return space.model_copy(update={"genes": genes})
+    known = ", ".join(sorted({arch_config(space.base).family for space in named_spaces()}))
+    raise ConfigError(
+        f"no built-in space is of the family {config.family}.", f"Write one: `vig cp mobilevigv2`. There are {known}."
+    )
+
+
+def _with(choices: tuple[Choice, ...], value: Choice) -> tuple[Choice, ...]:
+    if value in choices:
+        return choices
+    joined = (*choices, value)
+    numbers = all(isinstance(choice, int | float) for choice in joined)
+    return tuple(sorted(joined)) if numbers else joined  # type: ignore[type-var]
+
+
+def variants_inside(space: SearchSpace) -> tuple[str, ...]:
+    """The published networks of the space."""
+    base = arch_config(space.base)
+    return tuple(name for name, config in VARIANTS.items() if encode(space, base, config) is not None)
+
+
+def is_mixed(data: Any) -> bool:
+    """Whether what a file holds means to be a mixed space."""
+    return isinstance(data, dict) and "spaces" in data
+
+
+def _read(path: Path | str) -> tuple[Any, Mapping[Location, int]]:
     data, lines = read_yaml(path)
     if data is None:
         raise ConfigError(f"{path}: is empty.", "`vig cp` gives a file to start from.")
+    return data, lines
+
+
+def _checked(path: Path | str, data: Any, lines: Mapping[Location, int]) -> SearchSpace:
     space = parse_as(SearchSpace, data, str(path), lines)
+    if not space.name:
+        space = space.model_copy(update={"name": Path(path).stem})
     base = arch_config(space.base)
     if isinstance(base, TimmConfig):
         hint = "`vig ls archs` lists the networks that can be searched around."
@@ -102,7 +196,27 @@ def load_space(path: Path | str) -> SearchSpace:
         if type(arch_config(variant)) is not type(base):
             what = f"trained_shapes: {variant} is of another family than {space.base}."
             raise ConfigError(f"{path}:{lines[('trained_shapes',)]}: {what}", "Leave it out.")
+    try:
+        sample(space, base, random.Random(0).randrange)
+    except ConfigError as error:
+        raise ConfigError(f"{path}:{lines[('genes',)]}: genes: {error}", error.hint) from None
     return space
+
+
+def sample(space: SearchSpace, base: ArchConfig, draw: Callable[[int], int]) -> ArchConfig:
+    """A random network of the space: choices that do not go together are drawn again.
+
+    Args:
+        draw: of n, one of 0 to n - 1 by chance.
+
+    Raises ConfigError where `SAMPLES` networks gave none.
+    """
+    for _ in range(SAMPLES):
+        try:
+            return space.config(base, [draw(len(choices)) for choices in space.genes.values()])
+        except ConfigError as error:
+            last = error
+    raise ConfigError(f"no network of the space can be built: {last}", last.hint)
 
 
 def encode(space: SearchSpace, base: ArchConfig, config: ArchConfig) -> tuple[int, ...] | None:

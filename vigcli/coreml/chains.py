@@ -19,6 +19,7 @@ from vigcli.archs import build_block
 from vigcli.config.archs import ArchConfig, BlockSpec, arch_config
 from vigcli.config.load import parse_as
 from vigcli.config.space import SearchSpace
+from vigcli.config.space_blocks import space_specs
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.convert import Precision, to_program, write_program
 from vigcli.errors import ConfigError
@@ -27,7 +28,6 @@ from vigcli.latency.interpolate import features_of
 from vigcli.latency.plan import Block, Package, Plan
 from vigcli.latency.protocol import Protocol
 from vigcli.measure.count import count_block
-from vigcli.measure.tables import space_specs
 from vigcli.nn.blocks import LayerScale
 from vigcli.nn.deploy import deploy
 from vigcli.runs.provenance import sha256

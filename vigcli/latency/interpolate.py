@@ -110,7 +110,7 @@ def left_out(rows: Mapping[str, tuple[float, Features]]) -> dict[str, float]:
 
 
 def block_kind(signature: str) -> str:
-    """`graph[mixer=mgc reach=2 ...] 64x28x28` -> `graph mgc`."""
+    """`graph[mixer=mgc reach=2 ...] 64x28x28` -> `graph mgc`, `mobilevit[attention=separable ...]` likewise."""
     name, _, options = signature.partition(" ")[0].partition("[")
-    mixer = options.removeprefix("mixer=").split(" ")[0] if options.startswith("mixer=") else ""
-    return f"{name} {mixer}".strip()
+    option, _, value = options.split(" ")[0].rstrip("]").partition("=")
+    return f"{name} {value}" if option in ("mixer", "attention") else name

@@ -9,6 +9,7 @@ rounds: what slows it down for seconds or minutes then meets modules of all kind
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import logging
@@ -16,6 +17,7 @@ import os
 import platform
 import random
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +90,14 @@ def export(module: nn.Module, in_shape: Sequence[int], name: str) -> bytes:
     return model.getvalue()
 
 
+@functools.cache
+def _share_activations() -> None:
+    """One arena for the activations of all sessions, of which one runs at a time: else each keeps one of its own."""
+    runtime = onnxruntime()
+    where = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
+    runtime.create_and_register_allocator(where, None)
+
+
 class Session:
     """A module ready to be timed: calling it runs it once and returns the milliseconds of CPU time.
 
@@ -102,9 +112,13 @@ class Session:
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # all runs in the thread that calls
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = 3  # errors alone: it warns of folded constants and unused weights
-        model = export(module, in_shape, name)
-        self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        _share_activations()
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:  # of bytes in memory it would keep a copy
+            file.write(export(module, in_shape, name))
+            file.flush()
+            self._session = runtime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
         image = np.random.default_rng(0).standard_normal((1, *in_shape)).astype(np.float32)
         self._feed = {self._session.get_inputs()[0].name: image}
         self._wanted = [self._session.get_outputs()[0].name]

@@ -12,6 +12,7 @@ their sums are is told by other networks (the tests), which neither a row nor th
 from __future__ import annotations
 
 import datetime
+import gc
 import hashlib
 import json
 import math
@@ -27,7 +28,8 @@ from torch import nn
 from vigcli import __version__
 from vigcli.archs import build_block
 from vigcli.config.archs import VARIANTS, BlockSpec, arch_config
-from vigcli.config.space import SearchSpace
+from vigcli.config.space import SearchSpace, sample
+from vigcli.config.space_blocks import space_specs
 from vigcli.errors import ConfigError
 from vigcli.latency.interpolate import BlockPrice, Features, Interpolation, block_kind, features_of, left_out
 from vigcli.latency.table import Accuracy, Interval, LatencyTable, Row
@@ -45,11 +47,12 @@ from vigcli.measure.bench import (
     timing,
 )
 from vigcli.measure.count import count_block
-from vigcli.measure.tables import space_specs
 from vigcli.nn.deploy import deploy
 
 MAX_NETWORK_GMACS = 5.0  # of a network that is timed whole: a bigger one says no more, and takes longer
 NETWORKS_FROM_EACH = 2  # anchors from each space and family, and as many tests; with `quick` one
+GRID = 3.0  # blocks of a kind that are measured, by the root of how many there are
+KEPT_WHOLE = ("stem", "isotropic_stem", "head")
 MAX_DRAWS = 200  # from a space or family
 LEAST_SHARE = 0.2  # of a block's milliseconds alone, that the join leaves it
 COVERAGE = 0.9  # of the tests, inside the interval
@@ -84,7 +87,7 @@ class Plan(NamedTuple):
 
     Attributes:
         blocks: signature -> the block; each becomes a row.
-        networks: name -> the blocks that some row stands for or that is interpolated: `anchor ...` for the join,
+        networks: name -> the blocks, each of which has a row or is interpolated: `anchor ...` for the join,
             `test ...` for the accuracy.
     """
 
@@ -99,31 +102,50 @@ class Plan(NamedTuple):
 
 
 def plan(spaces: Iterable[SearchSpace], quick: bool = False, seed: int = 0) -> Plan:
-    """Every block of the spaces and of the named networks; with `quick` every second of each kind, by its MACs.
+    """Every block of the named networks, and of the spaces a grid inside whose kinds all others are; with `quick` a
+    coarser one of both.
 
     Anchors and tests are the same number, drawn by `seed`; with `quick` half as many.
     """
     spaces = list(spaces)
-    blocks: dict[str, Piece] = {}
+    named = {spec.signature: Piece(c.family, spec.counted()) for c in VARIANTS.values() for spec in c.blocks()}
+    blocks = dict(named)
     for space in spaces:
         family = arch_config(space.base).family
         blocks |= {signature: Piece(family, spec) for signature, spec in space_specs(space).items()}
-    for config in VARIANTS.values():
-        for spec in config.blocks():
-            blocks.setdefault(spec.signature, Piece(config.family, spec.counted()))
+    kept = _thinned(blocks, () if quick else named, GRID / 2 if quick else GRID)
     from_each = 2 * (1 if quick else NETWORKS_FROM_EACH)
     networks = random_networks(spaces, from_each, np.random.default_rng(seed))
     # Each source gives its networks one after another: every other one is a test, so that both have all families.
-    named = {f"{('anchor', 'test')[i % 2]} {i // 2}": pieces for i, pieces in enumerate(networks)}
-    return Plan(dict(sorted((_thinned(blocks) if quick else blocks).items())), named)
+    chains = {f"{('anchor', 'test')[i % 2]} {i // 2}": pieces for i, pieces in enumerate(networks)}
+    return Plan(dict(sorted(kept.items())), chains)
 
 
-def _thinned(blocks: Mapping[str, Piece]) -> dict[str, Piece]:
-    """Every second block of each kind in the order of MACs, the last with it: what is between can be interpolated."""
+def _thinned(blocks: Mapping[str, Piece], wanted: Iterable[str], grid: float) -> dict[str, Piece]:
+    """Of each kind the wanted blocks, those with the least and the most of each feature, so that no block is beyond
+    them, and then the one that is farthest from all before it, until they are `grid` times the root of their number.
+
+    Stems and heads are all kept: they are few and quick, and what is between them is known worst.
+    """
     kinds: dict[str, list[str]] = {}
-    for signature in sorted(blocks, key=lambda s: (blocks[s].trace.macs, s)):
+    for signature in sorted(blocks):
         kinds.setdefault(block_kind(signature), []).append(signature)
-    kept = (signature for found in kinds.values() for signature in (*found[:-1:2], found[-1]))
+    kept: list[str] = []
+    for kind, signatures in kinds.items():
+        if kind in KEPT_WHOLE:
+            kept += signatures
+            continue
+        features = np.array([features_of(blocks[signature].trace) for signature in signatures])
+        chosen = {signatures.index(signature) for signature in wanted if block_kind(signature) == kind}
+        chosen |= {*features.argmin(0).tolist(), *features.argmax(0).tolist()}
+        place = np.log(features + 1e-3 * features.max(0) + 1e-12)
+        distance = np.abs(place[:, None] - place[None, sorted(chosen)]).sum(-1).min(1)
+        while len(chosen) < min(grid * len(signatures) ** 0.5, len(signatures)):
+            farthest = int(distance.argmax())
+            chosen.add(farthest)
+            distance = np.minimum(distance, np.abs(place - place[farthest]).sum(-1))
+            distance[sorted(chosen)] = -1
+        kept += [signatures[i] for i in chosen]
     return {signature: blocks[signature] for signature in kept}
 
 
@@ -145,8 +167,8 @@ def random_networks(spaces: Iterable[SearchSpace], from_each: int, generator: np
                 found.setdefault(pieces)
 
     for space in spaces:
-        base, sizes = arch_config(space.base), [len(choices) for choices in space.genes.values()]
-        draw(lambda: _pieces(base.family, space.config(base, generator.integers(sizes).tolist()).blocks()))  # noqa: B023
+        base = arch_config(space.base)
+        draw(lambda: _pieces(base.family, sample(space, base, lambda n: int(generator.integers(n))).blocks()))  # noqa: B023
     families: dict[str, list[Pieces]] = {}
     for config in VARIANTS.values():
         pieces = _pieces(config.family, config.blocks())
@@ -239,7 +261,8 @@ class RoundsFile:
 
 EMPTY = "(empty)"
 EXPORT_MS, VISIT_MS, MS_PER_GMAC = 75.0, 8.0, 11.0  # CPU time for a block, a visit and a call, on a server of 2025
-BYTES_PER_WEIGHT_BYTE = 3.7  # of memory: weights as given and as rearranged, activations, what is never given back
+BYTES_PER_WEIGHT_BYTE = 1.6  # of memory: weights as given and as rearranged
+FREE_EVERY = 20  # exports, after which what they left behind in cycles is given back
 
 
 def predicted_bytes(planned: Plan) -> float:
@@ -282,6 +305,8 @@ def _add_rounds(
     calls: dict[str, Call] = {}
     for name, pieces in jobs.items():
         calls[name] = timer(pieces)
+        if len(calls) % FREE_EVERY == 0:
+            gc.collect()
         on_progress("exported", len(calls), len(jobs))
     endless = rounds(calls, seed + len(file.rounds))
     while len(file.rounds) < num_rounds:

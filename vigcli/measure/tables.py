@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from vigcli import __version__
 from vigcli.archs import resolved
-from vigcli.config.archs import ArchConfig, BlockSpec, arch_config, mobilevig
+from vigcli.config.archs import BlockSpec, arch_config, mobilevig
 from vigcli.config.space import SearchSpace
-from vigcli.errors import ConfigError
+from vigcli.config.space_blocks import space_specs
+from vigcli.errors import ConfigError, NotMeasurableError
 from vigcli.latency.calibrated import (
     CORE_GROUPS,
     CROSS_CHECK,
@@ -342,24 +343,37 @@ def space_blocks(space: SearchSpace) -> dict[str, OpTrace]:
     return {signature: count_block(family, spec).deployed for signature, spec in space_specs(space).items()}
 
 
-def space_specs(space: SearchSpace) -> dict[str, BlockSpec]:
-    """Signature -> what it takes to build the block, for every block that a network of the space can have."""
-    found: dict[str, BlockSpec] = {}
-    for config in _covering(space, arch_config(space.base)):
-        for spec in config.blocks():
-            found.setdefault(spec.signature, spec.counted())
-    return dict(sorted(found.items()))
+class Coverage(NamedTuple):
+    """How a table knows the blocks of a space.
+
+    Attributes:
+        num_measured: of the rows.
+        num_between: blocks without a row, inside the measured rows of their kind.
+        missing: signatures of all others.
+    """
+
+    num_blocks: int
+    num_rows: int
+    num_measured: int
+    num_between: int
+    missing: tuple[str, ...]
 
 
-def _covering(space: SearchSpace, base: ArchConfig) -> Iterable[ArchConfig]:
-    """Configurations in which every pair of genes takes every pair of its choices: a block depends on two at most
-    beyond the depths, which are put at their greatest."""
-    deepest = {path: choices[-1] for path, choices in space.genes.items()}
-    genes = [(path, choices) for path, choices in space.genes.items() if not path.endswith("depth")]
-    yield base.changed(deepest)
-    for path, choices in genes:  # a space may have no pair
-        for one in choices:
-            yield base.changed(deepest | {path: one})
-    for (first, ones), (second, twos) in itertools.combinations(genes, 2):
-        for one, two in itertools.product(ones, twos):
-            yield base.changed(deepest | {first: one, second: two})
+def space_coverage(table: LatencyTable, space: SearchSpace) -> Coverage:
+    """A calibrated table is to have a row for every block; a measured one may interpolate inside what it measured."""
+    family, specs = arch_config(space.base).family, space_specs(space)
+    rows = [table.rows[signature] for signature in specs if signature in table.rows]
+    rest = [signature for signature in specs if signature not in table.rows]
+    missing = []
+    for signature in rest:
+        if table.calibration is not None or not _is_between(table, signature, family, specs[signature]):
+            missing.append(signature)
+    num_measured = sum(row.kind == "measured" for row in rows)
+    return Coverage(len(specs), len(rows), num_measured, len(rest) - len(missing), tuple(missing))
+
+
+def _is_between(table: LatencyTable, signature: str, family: str, spec: BlockSpec) -> bool:
+    try:
+        return table.block_ms(signature, count_block(family, spec).deployed).how == "interpolated"
+    except NotMeasurableError:
+        return False
