@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -38,9 +40,9 @@ def held_out(
     keys = [getattr(row, by) for row in rows]
     for key in dict.fromkeys(keys):
         model = fitter.fit([row for row in fitted if getattr(row, by) != key], loss_scale)
-        for i in (i for i, other in enumerate(keys) if other == key):
-            price[i] = model.latency_ms(fitter.traces[rows[i].network])
-            scale[i] = model.scales.get(rows[i].group, 1.0)
+        here = [i for i, other in enumerate(keys) if other == key]
+        price[here] = fitter.latencies_ms(model, [rows[i] for i in here])
+        scale[here] = [model.scales.get(rows[i].group, 1.0) for i in here]
     return price, scale
 
 
@@ -56,20 +58,33 @@ def nested(rows: Sequence[Row], traces: Mapping[Network, OpTrace]) -> Errors:
 
     What the choice of a model costs: nothing that a row is judged by has seen it, its form included.
     """
-    predicted = np.zeros(len(rows))
-    choices = [(Fitter(rows, traces, forms), loss) for forms in CANDIDATES for loss in LOSS_SCALES]
-    for family in dict.fromkeys(row.family for row in rows):
-        others = [row for row in rows if row.family != family]
-        mapes = [
-            errors(others, np.prod(held_out(fitter, others, others, "family", loss), 0)).mape
-            for fitter, loss in choices
-        ]
-        fitter, loss = choices[int(np.argmin(mapes))]
-        model = fitter.fit(others, loss)
-        for i, row in enumerate(rows):
-            if row.family == family:
-                predicted[i] = model.latency_ms(traces[row.network], model.scales.get(row.group, 1.0))
-    return errors(rows, predicted)
+    fitters = {form: Fitter(rows, traces, (form,)) for forms in CANDIDATES for form in forms}
+    measured_ms = np.array([row.latency_ms for row in rows])
+    family_of = np.array([row.family for row in rows])
+
+    @functools.cache  # a fit without two families serves whichever of them is judged and whichever chosen for
+    def without(form: Form, loss_scale: float, families: frozenset[str]) -> tuple[Array, Array]:
+        model = fitters[form].fit([row for row in rows if row.family not in families], loss_scale)
+        scales = np.array([model.scales.get(row.group, 1.0) for row in rows])
+        return fitters[form].latencies_ms(model, rows), scales
+
+    def predicted(forms: Sequence[Form], loss_scale: float, families: frozenset[str]) -> Array:
+        """Of all rows, by the mean of these forms."""
+        return np.prod(np.mean([without(form, loss_scale, families) for form in forms], axis=0), axis=0)
+
+    unseen = np.zeros(len(rows))
+    for family in dict.fromkeys(family_of):
+        others = dict.fromkeys(family_of[family_of != family])
+        mapes = {}
+        for forms, loss_scale in itertools.product(CANDIDATES, LOSS_SCALES):
+            off = [
+                np.abs(predicted(forms, loss_scale, frozenset((family, other))) / measured_ms - 1)[family_of == other]
+                for other in others
+            ]
+            mapes[forms, loss_scale] = np.concatenate(off).mean()
+        best = min(mapes, key=mapes.__getitem__)
+        unseen[family_of == family] = predicted(*best, frozenset((family,)))[family_of == family]
+    return errors(rows, unseen)
 
 
 def on_one_device(rows: Sequence[Row], price: Array) -> Array:
