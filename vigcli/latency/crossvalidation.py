@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ class Errors(NamedTuple):
     mape: float  # mean absolute relative error, a ratio
     within_10_ratio: float  # rows predicted to within 10 %
     tau: float  # Kendall's tau between predicted and measured, inside a lab
+    num_rows: int
 
 
 def held_out(
@@ -87,6 +88,31 @@ def nested(rows: Sequence[Row], traces: Mapping[Network, OpTrace]) -> Errors:
     return errors(rows, unseen)
 
 
+def one_family_held_out(fitter: Fitter, rows: Sequence[Row], family: str, group: str) -> Errors:
+    """Of a family's rows by one lab, none of its rows by any lab being seen."""
+    here = [row for row in rows if (row.family, row.group) == (family, group)]
+    return errors(here, np.prod(held_out(fitter, rows, here, "family"), 0))
+
+
+def between_labs(rows: Iterable[Row]) -> Errors:
+    """Of each lab's rows by every other lab that measured the same networks, after one factor for the two.
+
+    What no model of these rows can honestly claim to be better than.
+    """
+    labs: dict[str, dict[Network, Row]] = {}
+    for row in rows:
+        labs.setdefault(row.group, {})[row.network] = row
+    judged: list[Row] = []
+    predicted: list[Array] = []
+    for (lab, ours), (other, theirs) in itertools.permutations(labs.items(), 2):
+        common = [network for network in ours if network in theirs]
+        if len(common) > 1:  # a factor of one network says nothing
+            ours_ms, theirs_ms = (np.array([of[network].latency_ms for network in common]) for of in (ours, theirs))
+            judged += [ours[network]._replace(group=f"{lab} by {other}") for network in common]
+            predicted.append(theirs_ms * np.median(ours_ms / theirs_ms))
+    return errors(judged, np.concatenate(predicted))
+
+
 def on_one_device(rows: Sequence[Row], price: Array) -> Array:
     """Predictions of a device's rows from held-out prices at scale 1, scaled by the rows of its other networks."""
     ratios = np.log([row.latency_ms for row in rows]) - np.log(price)
@@ -110,4 +136,4 @@ def errors(rows: Sequence[Row], predicted: Array) -> Errors:
         for j in range(i)
         if rows[i].group == rows[j].group and rows[i].latency_ms != rows[j].latency_ms
     ]
-    return Errors(float(error.mean()), float((error <= 0.1).mean()), float(np.mean(agree)) if agree else 0.0)
+    return Errors(float(error.mean()), float((error <= 0.1).mean()), float(np.mean(agree)) if agree else 0.0, len(rows))
