@@ -128,6 +128,7 @@ def show(name: str, blocks: bool, picture: str | None, as_json: bool) -> None:
         rows = [(s, f"{r.ms:.4f}", f"±{r.plus_minus_ms:.4f}", r.kind, r.num_runs) for s, r in found.rows.items()]
         table(("block", "ms", "±", "kind", "runs"), rows)
     if picture:
+        from vigcli.latency.crossvalidation import between_labs
         from vigcli.measure.pictures import draw_predictions
         from vigcli.measure.tables import DEVICES, Study
         from vigcli.paths import builtin_folder
@@ -135,7 +136,8 @@ def show(name: str, blocks: bool, picture: str | None, as_json: bool) -> None:
         known = next((key for key, device in DEVICES.items() if device.device == found.device), None)
         if known is None:
             raise ConfigError(f"{found.device}: no published milliseconds to draw.", f"Take {', '.join(DEVICES)}.")
-        draw_predictions(found.device, Study(builtin_folder("table") / "published").predictions(known), picture)
+        study = Study(builtin_folder("table") / "published")
+        draw_predictions(found.device, study.predictions(known), between_labs(study.rows).mape, picture)
         say(f"Wrote {picture}.")
 
 

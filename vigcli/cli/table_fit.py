@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vigcli.cli.options import json_option
 from vigcli.cli.output import emit_json, say, table
 from vigcli.errors import ConfigError, UsageError, VigError, did_you_mean
+
+if TYPE_CHECKING:
+    from vigcli.latency.table import Accuracy
 
 WORSE_PERCENT, WORSE_TAU = 0.1, 0.01  # what may differ between two machines
 
@@ -26,8 +30,9 @@ def fit(names: tuple[str, ...], output: str | None, check: bool, as_json: bool) 
     from vigcli.config.load import dump
     from vigcli.config.space import named_spaces
     from vigcli.files import write_text
+    from vigcli.latency.reproduced import reproduced
     from vigcli.latency.table import ACCURACY_OF, load_table
-    from vigcli.measure.tables import DEVICES, Study
+    from vigcli.measure.tables import DEVICES, Study, accuracy_of
     from vigcli.paths import builtin_folder
 
     for name in names:
@@ -38,7 +43,8 @@ def fit(names: tuple[str, ...], output: str | None, check: bool, as_json: bool) 
     say("Fitting, and predicting what was held out: half a minute.")
     study = Study(builtin_folder("table") / "published")
     spaces = named_spaces()
-    records, rows = [], []
+    records: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     for name in names or DEVICES:
         fitted = study.table(name, spaces)
         claimed = load_table(name).accuracy if check else fitted.accuracy
@@ -48,30 +54,43 @@ def fit(names: tuple[str, ...], output: str | None, check: bool, as_json: bool) 
             write_text(path, f"{first} by `vig table fit`\n{dump(fitted)}")
             say(f"Wrote {path}: {len(fitted.rows)} rows, scale {fitted.calibration.scale:g}.")  # type: ignore[union-attr]
         for by, found in fitted.accuracy.items():
-            claim = claimed[by]
-            worse = (
+            claim = claimed.get(by)  # a table of an older vig may claim less
+            worse = claim is not None and (
                 found.mape_percent > claim.mape_percent + WORSE_PERCENT
                 or found.kendall_tau < claim.kendall_tau - WORSE_TAU
             )
             records.append({"table": name, "held_out": by, **found.model_dump(), "worse": worse})
+            verdict = "not claimed" if claim is None else "WORSE" if worse else "ok"
             row = (
-                ACCURACY_OF[by], found.num_rows, f"{found.mape_percent:.2f}", f"{found.within_10_percent:.0f}",
-                f"{found.kendall_tau:.3f}", f"{claim.mape_percent:.2f}", f"{claim.kendall_tau:.3f}",
-                "WORSE" if worse else "ok",
+                ACCURACY_OF[by], *_figures(found), claim and f"{claim.mape_percent:.2f}",
+                claim and f"{claim.kendall_tau:.3f}", verdict,
             )  # fmt: skip
             of_all = ("(all devices)", *row)
             if by == "device" or worse:
                 rows.append((name, *row))
             elif of_all not in rows:  # what the tables share stands once
                 rows.append(of_all)
+    again = [(figure, accuracy_of(figure.here)) for figure in reproduced(study.all_rows, study.captured)]
     if as_json:
-        emit_json(records)
+        emit_json([
+            *records,
+            *({"study": x.model, "held_out": x.by, **here.model_dump(), "study_percent": x.theirs_percent,
+               "study_tau": x.theirs_tau} for x, here in again),
+        ])  # fmt: skip
     else:
         columns = ("table", "not seen by the fit", "rows", "error %", "within 10 %", "tau", "claimed %", "tau", "")
         table(columns, rows)
+        click.echo()
+        heads = ("model", "not seen by the fit", "rows", "error %", "within 10 %", "tau", "study %", "tau")
+        rows = [(x.model, ACCURACY_OF[x.by], *_figures(here), x.theirs_percent, x.theirs_tau) for x, here in again]
+        table(heads, rows, title="The study that proposed the model: its rows and its lists of ops, fitted here")
     bad = [f"{r['table']} ({r['held_out']})" for r in records if r["worse"]]
     if bad:
         raise VigError(f"worse than what the table claims: {', '.join(bad)}.", "Fit it again: `vig table fit`.")
+
+
+def _figures(found: Accuracy) -> tuple[str | int, ...]:
+    return found.num_rows, f"{found.mape_percent:.2f}", f"{found.within_10_percent:.0f}", f"{found.kendall_tau:.3f}"
 
 
 @click.command()

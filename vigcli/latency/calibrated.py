@@ -117,10 +117,11 @@ class Coefficients:
 
     def op_ms(self, trace: OpTrace) -> float:
         features = _features(trace, self.fusion, self.spill_from_mb)
-        return float(_op_ms(features, self._slopes, self.combine).sum())
+        return float(_op_ms(features, self.slopes, self.combine).sum())
 
     @property
-    def _slopes(self) -> np.ndarray:
+    def slopes(self) -> np.ndarray:
+        """Milliseconds per MB of activations, of spill, of weights."""
         return np.array([self.act_ms_per_mb, self.spill_ms_per_mb, self.weight_ms_per_mb])
 
 
@@ -199,6 +200,14 @@ class Fitter:
         scales = {group: float(np.mean([x[2][group] for x in fits])) for group in fits[0][2]}
         return CalibratedModel(members, scales)
 
+    def latencies_ms(self, model: CalibratedModel, rows: Sequence[Row]) -> np.ndarray:
+        """Milliseconds at scale 1 of the rows' networks by a model of these members: (rows,)."""
+        found = []
+        for table, member in zip(self._tables.values(), model.members, strict=True):
+            networks = [table.index[row.network] for row in rows]
+            found.append(member.fixed_ms + table.sums(member.slopes, member.combine)[networks, 1:] @ member.slopes)
+        return np.asarray(np.mean(found, axis=0))
+
 
 @dataclass(frozen=True)
 class _Table:
@@ -206,6 +215,7 @@ class _Table:
 
     features: np.ndarray  # (ops of all networks, 3)
     starts: np.ndarray  # (networks,) first op of each
+    totals: np.ndarray  # (networks, 4): 1 and the sums of all features
     index: dict[Network, int]
 
     @classmethod
@@ -213,12 +223,18 @@ class _Table:
         index = {network: i for i, network in enumerate(dict.fromkeys(row.network for row in rows))}
         features = [_features(traces[network], form.fusion, form.spill_from_mb) for network in index]
         starts = np.cumsum([0, *(len(x) for x in features[:-1])])
-        return cls(np.concatenate(features), starts, index)
+        joined = np.concatenate(features)
+        return cls(joined, starts, _sums(joined, starts), index)
 
     def sums(self, slopes: np.ndarray, combine: str) -> np.ndarray:
         """(networks, 4): 1 and the sums of the features that are paid for; times the coefficients it is the time."""
-        paid = self.features * _active(self.features, slopes, combine)
-        return np.insert(np.add.reduceat(paid, self.starts), 0, 1.0, axis=1)
+        if combine == "sum":
+            return self.totals
+        return _sums(self.features * _active(self.features, slopes, combine), self.starts)
+
+
+def _sums(paid: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    return np.insert(np.add.reduceat(paid, starts), 0, 1.0, axis=1)
 
 
 def _fit_member(

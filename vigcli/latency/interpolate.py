@@ -27,6 +27,7 @@ class BlockPrice(NamedTuple):
         how: `exact` (its row), `model` (the calibration), `interpolated` or `outside` (beyond the rows of its kind).
         kind: `measured` or `calibrated`; what is interpolated between measured rows is measured.
         second_ms: a second opinion; None in a table without a calibration.
+        doubts: why a calibration is not to be trusted with it; empty where it was measured.
     """
 
     ms: float
@@ -34,6 +35,7 @@ class BlockPrice(NamedTuple):
     how: str
     kind: str
     second_ms: float | None = None
+    doubts: tuple[str, ...] = ()
 
 
 def features_of(trace: OpTrace) -> Features:

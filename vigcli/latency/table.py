@@ -21,7 +21,7 @@ from vigcli.config.load import Strict, load
 from vigcli.errors import ConfigError, NotMeasurableError, did_you_mean
 from vigcli.latency.calibrated import SPILL_MB, Coefficients, family
 from vigcli.latency.interpolate import BlockPrice, Interpolation
-from vigcli.latency.trace import OpTrace
+from vigcli.latency.trace import MARKS, OpTrace
 from vigcli.paths import builtin_names, find_file
 
 MAX_ROW_MS = 10_000.0  # a block slower than that was not measured in milliseconds
@@ -32,6 +32,8 @@ ACCURACY_OF = {  # what was held out
     "network": "held-out networks",
     "family": "held-out families",
     "nested": "held-out families, the model chosen without them",
+    "mobilevig": "MobileViG and v2 held out, iPhone 13 mini",
+    "labs": "a lab's rows by another lab, one factor for the two",
     "device": "held-out networks of this device",
     "networks": "whole networks",
     "interpolated": "blocks, by the other rows of their kind",
@@ -135,6 +137,13 @@ class Calibration(Strict):
     def second_ms(self, trace: OpTrace) -> float:
         """What the cross-check says of the ops of a block."""
         return self.scale * self.cross_check.coefficients.op_ms(trace)
+
+    def doubts(self, trace: OpTrace) -> tuple[str, ...]:
+        """Why the price of a block is not to be trusted, by what its ops are."""
+        marks = {op.mark for op in trace.ops} - {""}
+        kinds = {op.kind for op in trace.ops if not op.mark} - set(self.op_kinds)
+        unfitted = [f"operations that were not fitted ({kind})" for kind in sorted(kinds)]
+        return (*unfitted, *(text for mark, text in MARKS.items() if mark in marks))
 
 
 class Row(Strict):
@@ -242,13 +251,15 @@ class LatencyTable(Strict):
         """
         model = self.calibration
         second = None if model is None else model.second_ms(trace)
-        if (row := self.rows.get(signature)) is not None:
-            if row.kind == "measured":
-                second = None if second is None else row.ms
-            return BlockPrice(row.ms, row.plus_minus_ms, "exact", row.kind, second)
+        row = self.rows.get(signature)
+        if row is not None and row.kind == "measured":
+            return BlockPrice(row.ms, row.plus_minus_ms, "exact", row.kind, None if second is None else row.ms)
         if model is not None:
-            members = model.members_ms(trace)
-            return BlockPrice(float(np.mean(members)), float(np.ptp(members)) / 2, "model", "calibrated", second)
+            doubts = model.doubts(trace)
+            if row is not None:
+                return BlockPrice(row.ms, row.plus_minus_ms, "exact", row.kind, second, doubts)
+            ms = model.members_ms(trace)
+            return BlockPrice(float(np.mean(ms)), float(np.ptp(ms)) / 2, "model", "calibrated", second, doubts)
         found = self._interpolation().price(signature, trace)
         if found is None:
             raise NotMeasurableError(
@@ -314,7 +325,7 @@ class LatencyTable(Strict):
         ops = [trace for _, trace in blocks]
         measured_ms = sum(price.ms for price in prices if price.kind == "measured")
         model, interval, reasons = self.calibration, self.interval, []
-        if model is not None:
+        if model is not None and any(price.kind == "calibrated" for price in prices):
             known = family(name) in model.families
             interval = self.interval if known else model.new_family_interval
             reasons = [why for start, why in model.out_of_scope.items() if name.startswith(start)]
@@ -324,8 +335,8 @@ class LatencyTable(Strict):
                 sum(t.act_mb for t in ops), sum(t.weight_mb for t in ops), sum(t.num_ops for t in ops),
                 sum(t.macs for t in ops) / 1e9,
             )  # fmt: skip
-            kinds = {op.kind for trace in ops for op in trace.ops} - set(model.op_kinds)
-            reasons = [*self.outside(*features), *reasons, *map(_unfitted, sorted(kinds))]
+            doubts = dict.fromkeys(doubt for price in prices for doubt in price.doubts)
+            reasons = [*self.outside(*features), *reasons, *doubts]
             off = float(self.disagreement(ms, sum(price.second_ms or 0.0 for price in prices)))
             if abs(off) > MAX_DISAGREEMENT:
                 reasons.append(f"a second model says {100 * off:+.0f} %")
@@ -345,11 +356,6 @@ class LatencyTable(Strict):
             100 * measured_ms / ms,
             tuple(reasons),
         )
-
-
-def _unfitted(kind: str) -> str:
-    """Why an operation of this kind is not to be trusted. A gather is among `mov`, as it was captured."""
-    return "top-k, which leaves the Neural Engine" if kind == "topk" else f"operations that were not fitted ({kind})"
 
 
 def kind_of(rows: Mapping[str, Row]) -> Literal["calibrated", "measured", "mixed"]:

@@ -10,6 +10,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 SPILL_BYTES = 2_000_000  # activations of one op beyond this leave the on-chip memory, in the four-coefficient model
+# DeiT and ViT (197 tokens) come out 37 to 80 % too fast; MobileViT (256) 70 % by one lab, 7 % too slow by another.
+# FastViT at 384 px (144 tokens) is as far off as at 256 px (64).
+MANY_TOKENS = 196
+MANY_PIXELS = 300  # EfficientNet-B3 (300 px) and EfficientNetV2-S (384 px) come out 29 to 46 % too fast
+
+# What an op can be that moves bytes like any other, and that a price fitted to bytes is wrong about.
+MARKS = {
+    "topk": "top-k, which leaves the Neural Engine",
+    "gather": "a gather, which leaves the Neural Engine",
+    "grid_sample": "grid_sample, which leaves the Neural Engine",
+    "tokens": f"attention over {MANY_TOKENS} tokens and more",
+    "excite": f"squeeze-excite at {MANY_PIXELS} px and more",
+}
 
 
 class Op(NamedTuple):
@@ -20,6 +33,7 @@ class Op(NamedTuple):
     weight_bytes: int  # weights read, biases left out
     macs: int
     block: str = ""  # the block of the network that it belongs to
+    mark: str = ""  # of `MARKS`; published lists of ops have none
 
 
 @dataclass(frozen=True)

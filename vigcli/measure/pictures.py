@@ -11,7 +11,6 @@ from vigcli.latency.calibrated import Row
 from vigcli.latency.table import LatencyTable
 from vigcli.measure.profile import BlockProfile
 
-LABS_DISAGREE = 0.056  # mean absolute difference between labs on the same network, after one factor for each
 OUTLIER = 0.2
 
 
@@ -42,8 +41,14 @@ def draw_blocks(name: str, blocks: Sequence[BlockProfile], tables: Sequence[Late
     plt.close(figure)
 
 
-def draw_predictions(device: str, predictions: Sequence[tuple[Row, float]], path: Path | str) -> None:
-    """Predicted against published milliseconds of a device, each network held out of its prediction; a PNG."""
+def draw_predictions(
+    device: str, predictions: Sequence[tuple[Row, float]], labs_disagree: float, path: Path | str
+) -> None:
+    """Predicted against published milliseconds of a device, each network held out of its prediction; a PNG.
+
+    Args:
+        labs_disagree: mean relative difference between labs on the same network, a ratio: the noise floor.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -53,8 +58,9 @@ def draw_predictions(device: str, predictions: Sequence[tuple[Row, float]], path
     every = [value for row, ms in predictions for value in (row.latency_ms, ms)]
     low, high = 0.9 * min(every), 1.1 * max(every)
     axes.fill_between(
-        (low, high), (low / (1 + LABS_DISAGREE), high / (1 + LABS_DISAGREE)),
-        (low * (1 + LABS_DISAGREE), high * (1 + LABS_DISAGREE)), color="#dddddd", label="labs disagree by ±5.6 %",
+        (low, high), (low / (1 + labs_disagree), high / (1 + labs_disagree)),
+        (low * (1 + labs_disagree), high * (1 + labs_disagree)), color="#dddddd",
+        label=f"labs disagree by ±{100 * labs_disagree:.1f} %",
     )  # fmt: skip
     axes.plot((low, high), (low, high), color="black", lw=0.8)
     for group in dict.fromkeys(row.group for row, _ in predictions):

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vigcli.latency.trace import Op, OpTrace
+from vigcli.latency.trace import MANY_PIXELS, MANY_TOKENS, Op, OpTrace
 
 BYTES = 2  # of an fp16 element
 MIN_PERM = 4096  # elements up to which a permutation was not counted
@@ -53,6 +53,7 @@ _KIND_OF = {name: kind for kind, names in _NAMES.items() for name in names.split
 _KIND_OF_OP = {"bn": "elt", "relu": "elt", "act": "elt", "affine": "elt", "copy": "perm"}  # the others keep theirs
 _DECISIONS = ("eq", "ne", "le", "lt", "ge", "gt", "argmin", "argmax")
 _PICKS = ("index", "index_select", "embedding", "gather")
+_GATHERS = (*_PICKS, "index_put", "index_add", "scatter", "scatter_add", "scatter_reduce", "masked_scatter")
 SLICES = ("split", "split_with_sizes", "slice")
 _WEIGHTED = ("dense", "pw", "dw", "grp", "lin")
 _LAYERS = (*_WEIGHTED, "mm")
@@ -71,6 +72,7 @@ class Node:
     depth: int = 0  # layers on the longest path that ends here
     weight_bytes: int = 0
     macs: int = 0
+    mark: str = ""
 
     @property
     def num(self) -> int:
@@ -137,6 +139,7 @@ class _Recorder(TorchDispatchMode):
         self._kept: list[Tensor] = []  # an id is only a name while its tensor lives
         self._views: dict[int, Tensor] = {}  # id of a view -> what it is a view of
         self._running: list[str] = [""]
+        self._image: tuple[int, ...] = ()
         for name, module in blocks.items():
             module.register_forward_pre_hook(partial(self._enter, name))
             module.register_forward_hook(self._leave)
@@ -148,7 +151,8 @@ class _Recorder(TorchDispatchMode):
         self._running.pop()
 
     def start(self, image: Tensor) -> None:
-        self._remember(image, Node("input", "", (), tuple(image.shape)))
+        self._image = tuple(image.shape)
+        self._remember(image, Node("input", "", (), self._image))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -158,6 +162,7 @@ class _Recorder(TorchDispatchMode):
         outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         if outputs:
             node = _describe(name.removesuffix("_"), args, nodes, tuple(outputs[0].shape), self._running[-1])
+            node.mark = _mark(node, self._image)
             self.nodes.append(node)
             self._remember(outputs[0], node)
             for other in outputs[1:]:
@@ -231,9 +236,30 @@ def _describe_product(node: Node) -> None:
     node.weight_bytes = sum(x.out_bytes for x in (left, right) if x.constant)
 
 
+def _mark(node: Node, image: tuple[int, ...]) -> str:
+    """Why the price of the node is doubtful; `image` is what the run was given, a network's image or a block's map."""
+    if node.constant:
+        return ""
+    if node.kind == "topk":
+        return "topk"
+    if node.name in _GATHERS:
+        return "gather"
+    if node.name.startswith("grid_sampler"):
+        return "grid_sample"
+    if node.kind == "sm" and math.prod(node.shape[-2:]) >= MANY_TOKENS**2:  # queries x keys
+        return "tokens"
+    return "excite" if min(image[-2:]) >= MANY_PIXELS and _is_excite(node) else ""
+
+
+def _is_excite(node: Node) -> bool:
+    """Whether channels are scaled by factors that were computed from the image."""
+    factors = [x for x in node.inputs if x.shape[-2:] == (1, 1) and not x.constant]
+    return node.name == "mul" and len(node.shape) == 4 and math.prod(node.shape[-2:]) > 1 and bool(factors)
+
+
 def _op(node: Node, act_bytes: int | None = None) -> Op:
     moved = node.in_bytes + node.out_bytes if act_bytes is None else act_bytes
-    return Op(_KIND_OF_OP.get(node.kind, node.kind), moved, node.weight_bytes, node.macs, node.block)
+    return Op(_KIND_OF_OP.get(node.kind, node.kind), moved, node.weight_bytes, node.macs, node.block, node.mark)
 
 
 def _is_free(node: Node) -> bool:
