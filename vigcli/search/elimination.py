@@ -58,7 +58,7 @@ class Elimination:
 def eliminate(
     terms: Sequence[Term], order: Sequence[int], sizes: Sequence[int], reduce: Callable[[Array], Array]
 ) -> Elimination:
-    """Take the genes out, last of the order first, by `reduce` over the last axis (a maximum, a minimum, a sum of logs).
+    """Take the genes out, last of the order first, by `reduce` over the last axis: a maximum, a minimum, `log_sum`.
 
     With a maximum the sum of terms is the greatest that a completion of a prefix can reach: exact, or above it where a
     joined term would be too large and each of its terms is reduced by itself.
@@ -124,20 +124,6 @@ class Sampler:
             drawn = generator.random((count, 1))
             rows[:, axes[-1]] = (chances[tuple(rows[:, axis] for axis in axes[:-1])] <= drawn).sum(1)
         return rows
-
-
-def candidates_below(costs: Elimination, sizes: Sequence[int], limit: float, most: int) -> Population | None:
-    """All candidates whose terms sum up to `limit` at most: (n, genes); None where more than `most` prefixes are met.
-
-    `costs` is reduced by a minimum, infinite where a part is not allowed.
-    """
-    prefixes = np.zeros((1, 0), np.intp)
-    for gene in costs.order:
-        prefixes = extended(prefixes, sizes[gene])
-        prefixes = prefixes[costs(prefixes) <= limit]
-        if len(prefixes) > most:
-            return None
-    return unordered(prefixes, costs.order)
 
 
 def extended(prefixes: Population, choices: int) -> Population:

@@ -71,7 +71,7 @@ def nsga2(
         raise UnavailableError("pymoo is not installed.", "pip install 'vig[search]'") from error
     top, archive = encoding.num_choices - 1, _Archive(encoding, budget_ms)
 
-    class Space(Problem):  # type: ignore[misc]
+    class Space(Problem):
         def __init__(self) -> None:
             super().__init__(n_var=len(top), n_obj=2, n_ieq_constr=1, xl=np.zeros(len(top)), xu=top, vtype=int)
 
@@ -112,7 +112,7 @@ def nni_evolution(
         import nni
 
         nni.set_default_framework("none")  # before the rest, which would look for torch's own
-        from nni.mutable import Categorical, MutableDict, Sample, SampleValidationError
+        from nni.mutable import Categorical, MutableDict, Sample
         from nni.nas.execution import SequentialExecutionEngine
         from nni.nas.space import ExecutableModelSpace, ModelStatus
         from nni.nas.strategy import RegularizedEvolution
@@ -121,7 +121,7 @@ def nni_evolution(
         raise UnavailableError("NNI is not installed.", "pip install 'vig[nni]'") from error
     archive, first, labels = _Archive(encoding, budget_ms), iter(seeds.tolist()), list(encoding.space.genes)
 
-    class Space(ExecutableModelSpace):  # type: ignore[misc]
+    class Space(ExecutableModelSpace):
         """The genes as choices; a frozen one is a candidate, whose score is reported when it is run."""
 
         def __init__(self, status: Any = ModelStatus.Initialized) -> None:
@@ -161,7 +161,7 @@ def nni_evolution(
         on_progress(min(archive.num_evaluated, num_candidates), num_candidates)
         return bool(broken(values, budget_ms)[0] == 0)
 
-    class Budget(Filter):  # type: ignore[misc]
+    class Budget(Filter):
         def budget_available(self) -> bool:
             return archive.num_evaluated < num_candidates
 
@@ -193,7 +193,7 @@ class _Archive:
 
     def found(self) -> Found:
         rows = np.concatenate(self._rows)
-        latency_ms, score = (np.concatenate([getattr(v, name) for v in self._values]) for name in ("latency_ms", "score"))
-        front = Front.of(rows, latency_ms, score)
+        latency_ms = np.concatenate([values.latency_ms for values in self._values])
+        front = Front.of(rows, latency_ms, np.concatenate([values.score for values in self._values]))
         num_feasible = len(np.unique(rows, axis=0))
         return Found(front.candidates, front.latency_ms, front.score, self.num_evaluated, num_feasible)

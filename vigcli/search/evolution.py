@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vigcli.search.elimination import Sampler, candidates_below, eliminate, elimination_order
+from vigcli.search.elimination import Sampler
 from vigcli.search.encoding import MS, Encoding, Evaluation, Population
+from vigcli.search.feasibility import Reach
 from vigcli.search.front import Front, crowding, ranks
 
 Array = NDArray[np.float64]
@@ -24,11 +25,11 @@ NUM_CANDIDATES = 200_000  # distinct and feasible, of a search
 _POPULATION = 400
 _FIRST, _MOST = 400, 8_000  # children of a generation: few while each teaches much, then as many as arrays like
 _GROWTH = 0.08  # children of a generation / candidates evaluated before it
-_FRESH = 0.06  # least share of the children that are not bred but sampled, or taken from the list
+_FRESH = 0.06  # least share of the children that are not bred but sampled
 _TILTS = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # how strongly samples prefer low latency: exp(-tilt * latency / budget)
-_SLOW, _DRY = 0.2, 0.005  # of its children new and feasible: a generation that breeds little, and next to nothing
+_SLOW, _DRY = 0.2, 0.02  # of its children new and feasible: a generation that breeds little, and next to nothing
 _PATIENCE = 12  # dry generations in a row after which the space has hardly anything left
-_MOST_LISTED = 400_000  # a space of fewer candidates that may be feasible is evaluated to the last
+_MOST_LISTED = 500_000  # a space with fewer candidates that may be feasible is gone through whole
 _CHUNK = 4_000  # candidates that one call prices, whatever the number of threads
 
 
@@ -39,8 +40,7 @@ class Found:
     Attributes:
         num_evaluated: distinct candidates that were priced and scored (drawn ones, of a random search).
         num_feasible: those of them that keep every rule and the budget.
-        exhausted: the search ended before the number it was asked for, as the space has no more feasible candidates,
-            or hardly any where it is too large to list.
+        exhausted: every candidate that can be feasible was evaluated, so the front is the true one.
     """
 
     candidates: Population
@@ -91,14 +91,18 @@ class State:
         """Raises KeyError, TypeError or ValueError where something is missing or is no state."""
         generator = np.random.default_rng()
         generator.bit_generator.state = rest["generator"]
-        return cls(
-            arrays["population"],
-            Evaluation(*(arrays[f.name] for f in fields(Evaluation))),
-            Front(arrays["front"], arrays["front_latency_ms"], arrays["front_score"]),
-            arrays["seen"],
-            *(int(rest[name]) for name in _COUNTERS),
-            generator,
-        )
+        values = Evaluation(*(arrays[f.name] for f in fields(Evaluation)))
+        front = Front(arrays["front"], arrays["front_latency_ms"], arrays["front_score"])
+        for rows, *columns in (
+            (arrays["population"], *(getattr(values, f.name) for f in fields(Evaluation))),
+            (front.candidates, front.latency_ms, front.score),
+        ):
+            if rows.dtype != np.intp or any(c.shape != rows.shape[:1] or c.dtype != np.float64 for c in columns):
+                raise ValueError("arrays of a state do not fit each other")
+        if arrays["seen"].dtype != np.uint64 or arrays["seen"].ndim != 1:
+            raise ValueError("keys of a state are no numbers of 64 bits")
+        counters = {name: int(rest[name]) for name in _COUNTERS}
+        return cls(arrays["population"], values, front, arrays["seen"], generator=generator, **counters)
 
 
 def evolve(
@@ -116,9 +120,10 @@ def evolve(
 ) -> Found:
     """Evolve from `seeds` and samples until `num_candidates` distinct feasible candidates were priced and scored.
 
-    It ends before that where the space has no more, or after `max_evaluated` candidates in all (default: ten
-    times as many). The answer depends on the generator alone, not on `jobs`, the threads that evaluate. `state`, as
-    `on_generation` got it after a generation, is gone on from; `seeds` and `generator` play no part then.
+    A space that hardly has more is gone through whole instead, and the front is the true one. It ends sooner where
+    next to nothing new is found, or after `max_evaluated` candidates in all (default: ten times as many). The answer
+    depends on the generator alone, not on `jobs`, the threads that evaluate. `state`, as `on_generation` got it after
+    a generation, is gone on from; `seeds` and `generator` play no part then.
 
     Args:
         seeds: candidates to start from, such as published networks: (n, genes).
@@ -126,18 +131,18 @@ def evolve(
     """
     limit = max_evaluated if max_evaluated is not None else 10 * num_candidates
     with ThreadPoolExecutor(jobs) as pool:
-        run = _Run(encoding, budget_ms, min(_MOST_LISTED, 4 * num_candidates), pool if jobs > 1 else None)
+        most_listed = min(_MOST_LISTED, 5 * num_candidates // 2, limit)
+        run = _Run(encoding, budget_ms, most_listed, pool if jobs > 1 else None)
         if state is None:
             state = run.start(seeds, min(_FIRST, limit), generator)
             on_generation(state)
-        while state.num_feasible < num_candidates and state.num_evaluated < limit and not run.ended(state):
+        while state.num_evaluated < limit and not run.ended(state, num_candidates):
             run.step(state, limit - state.num_evaluated)
             on_generation(state)
             on_progress(min(state.num_feasible, num_candidates), num_candidates)
     front = state.front
-    exhausted = state.num_feasible < num_candidates and state.num_evaluated < limit
     numbers = state.num_evaluated, state.num_feasible
-    return Found(front.candidates, front.latency_ms, front.score, *numbers, exhausted)
+    return Found(front.candidates, front.latency_ms, front.score, *numbers, run.exhausted(state))
 
 
 def random_search(encoding: Encoding, budget_ms: float, num_candidates: int, generator: np.random.Generator) -> Found:
@@ -157,22 +162,17 @@ class _Run:
         self.sizes = encoding.num_choices
         self.num_free = max(int((self.sizes > 1).sum()), 1)
         self.keys = _Keys(self.sizes)
-        sizes, parts = self.sizes.tolist(), encoding.segments
-        order = elimination_order([part.axes for part in parts], sizes)
-        ms = [(part.axes, np.where(part.allowed, part.costs[..., MS], np.inf)) for part in parts]
+        reach, parts = Reach(encoding), encoding.segments
         scale = 1 / budget_ms if np.isfinite(budget_ms) else 1.0
         preferred = [
             [(p.axes, np.where(p.allowed, -tilt * scale * p.costs[..., MS], -np.inf)) for p in parts] for tilt in _TILTS
         ]
-        self.samplers = [Sampler(terms, order, sizes) for terms in preferred]
-        least = eliminate(ms, order, sizes, lambda values: values.min(-1))
-        limit_ms = (budget_ms - float(encoding.table.network_ms(0.0))) * (1 + 1e-9)  # sums round in any order
-        tried = self.samplers[0](1000, np.random.default_rng(0))
-        self.listed = None
-        if np.exp(self.samplers[0].log_total) * np.mean(encoding.price(tried) <= budget_ms) < 2 * most_listed:
-            self.listed = candidates_below(least, sizes, limit_ms, most_listed)
-        if self.listed is not None:  # in any order but that of the genes, and always the same
-            self.listed = np.random.default_rng(0).permutation(self.listed)
+        self.samplers = [Sampler(terms, reach.order, reach.sizes) for terms in preferred]
+        tried = encoding.price(self.samplers[0](1000, np.random.default_rng(0)))
+        expected = np.exp(self.samplers[0].log_total) * np.mean(tried <= budget_ms)
+        listed = reach.below(budget_ms, most_listed) if expected < 2 * most_listed else None
+        # In any order but that of the genes, and always the same.
+        self.listed = None if listed is None else np.random.default_rng(0).permutation(listed)
 
     def start(self, seeds: Population, count: int, generator: np.random.Generator) -> State:
         nothing = np.zeros((0, len(self.sizes)), np.intp)
@@ -185,17 +185,25 @@ class _Run:
 
     def step(self, state: State, limit: int) -> None:
         """One generation, of at most `limit` evaluations."""
-        count = int(min(max(_FIRST, _GROWTH * state.num_evaluated), _MOST))
-        most_fresh = count if self.listed is not None else count // 2
-        fresh = min(int(_FRESH * count) * 2**min(state.slow, 10), most_fresh)
-        new = self._take_in(state, np.concatenate([self._bred(state, count - fresh), self._fresh(state, fresh)]), limit)
+        if self.listed is not None:
+            self._take_in(state, self._fresh(state, _MOST), limit)
+        else:
+            count = int(min(max(_FIRST, _GROWTH * state.num_evaluated), _MOST))
+            fresh = int(min(_FRESH * 2 ** min(state.slow, 10), 0.5) * count)
+            bred = self._bred(state, count - fresh)
+            new = self._take_in(state, np.concatenate([bred, self._fresh(state, fresh)]), limit)
+            state.slow = state.slow + 1 if new < _SLOW * count else 0
+            state.dry = state.dry + 1 if new < _DRY * count else 0
         state.generation += 1
-        state.slow = state.slow + 1 if new < _SLOW * count else 0
-        state.dry = state.dry + 1 if new < _DRY * count else 0
 
-    def ended(self, state: State) -> bool:
-        """Whether the space has no further feasible candidates, as far as one can tell."""
-        return state.dry >= _PATIENCE if self.listed is None else state.listed >= len(self.listed)
+    def ended(self, state: State, num_candidates: int) -> bool:
+        """Whether the space is exhausted, or has given what it was asked for or hardly anything for long."""
+        if self.listed is not None:
+            return self.exhausted(state)
+        return state.num_feasible >= num_candidates or state.dry >= _PATIENCE
+
+    def exhausted(self, state: State) -> bool:
+        return self.listed is not None and state.listed >= len(self.listed)
 
     # ------------------------------------------------------------------------------------------------ new candidates
 
@@ -226,7 +234,7 @@ class _Run:
         sizes = self.sizes[places % len(self.sizes)]
         step = flat[places] + generator.choice([-1, 1], len(places))
         drawn = (generator.random(len(places)) * sizes).astype(np.intp)
-        stepped = (generator.random(len(places)) < 0.6) & (0 <= step) & (step < sizes)
+        stepped = (generator.random(len(places)) < 0.6) & (step >= 0) & (step < sizes)
         flat[places] = np.where(stepped, step, drawn)
 
     def _mended(self, children: Population, parents: Population, generator: np.random.Generator) -> Population:
@@ -283,9 +291,7 @@ class _Keys:
                 keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
         return keys
 
-    def unseen(
-        self, rows: Population, seen: NDArray[np.uint64], limit: int
-    ) -> tuple[Population, NDArray[np.uint64]]:
+    def unseen(self, rows: Population, seen: NDArray[np.uint64], limit: int) -> tuple[Population, NDArray[np.uint64]]:
         """The first `limit` of the rows that are neither in `seen` nor twice among them, and `seen` with them."""
         keys = self(rows)
         known = seen[np.minimum(seen.searchsorted(keys), max(len(seen) - 1, 0))] == keys if len(seen) else False

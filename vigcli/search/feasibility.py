@@ -5,53 +5,67 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vigcli.search.elimination import eliminate, elimination_order, extended, unordered
 from vigcli.search.encoding import MS, Encoding, Population
-from vigcli.search.evolution import evolve
 
 Array = NDArray[np.float64]
-_CHUNK = 100_000
+
+_CHUNK = 4_000  # partial candidates that are extended at once: few, as the first whole ones spare most of the others
+_SLACK = 1e-9  # relative: the parts of a sum are added in another order than an evaluation adds them
 
 
-def cheapest(encoding: Encoding, seeds: Population, generator: np.random.Generator) -> tuple[int, ...] | None:
+class Reach:
+    """How little latency a partial candidate can still end with, by the rules of its parts: never more than the truth.
+
+    `order` is that in which genes are decided; a prefix holds the choices of its first genes.
+    """
+
+    def __init__(self, encoding: Encoding):
+        self.sizes: list[int] = encoding.num_choices.tolist()
+        self.order = elimination_order([part.axes for part in encoding.segments], self.sizes)
+        self._network_ms = encoding.table.network_ms
+        ms = [(part.axes, np.where(part.allowed, part.costs[..., MS], np.inf)) for part in encoding.segments]
+        self._blocks_ms = eliminate(ms, self.order, self.sizes, lambda values: values.min(-1))
+
+    def latency_ms(self, prefixes: Population) -> Array:
+        """(N, decided genes) -> (N,); infinite where the rules of a part cannot be kept."""
+        return np.asarray(self._network_ms(self._blocks_ms(prefixes))) * (1 - _SLACK)
+
+    def below(self, budget_ms: float, most: int) -> Population | None:
+        """All candidates (n, genes) that may keep the budget and keep the rules of their parts; None if more than
+        `most` partial ones are met."""
+        prefixes = np.zeros((1, 0), np.intp)
+        for gene in self.order:
+            prefixes = extended(prefixes, self.sizes[gene])
+            ms = self.latency_ms(prefixes)
+            prefixes = prefixes[np.isfinite(ms) & (ms <= budget_ms)]
+            if len(prefixes) > most:
+                return None
+        return unordered(prefixes, self.order)
+
+
+def cheapest(encoding: Encoding) -> tuple[int, ...] | None:
     """The candidate of least latency that keeps every rule, or None when none does.
 
-    Branch and bound over partial candidates, gene by gene and many at a time. The bound of a partial candidate adds,
-    for every segment, the least cost over the genes not yet chosen: it never exceeds the truth, so nothing that is
-    dropped can be cheaper than the best known. A short evolution gives the first best.
+    Branch and bound over partial candidates, gene by gene and many at a time, the nearest to the least first. The
+    bound of a partial candidate is the least of its completions by the rules of the parts alone (`Reach`), so nothing
+    that is dropped can be cheaper than the best known.
     """
-    found = evolve(encoding, np.inf, seeds, generator, generations=40)
-    best = found.candidates[0] if len(found.candidates) else None
-    best_ms = found.latency_ms[0] if best is not None else np.inf
-    tables, sizes = _prefix_minima(encoding), encoding.num_choices
+    reach, best, best_ms = Reach(encoding), None, np.inf
     stack: list[Population] = [np.zeros((1, 0), np.intp)]
     while stack:
         prefixes = stack.pop()
-        depth = prefixes.shape[1]
-        if depth == len(sizes):
-            values = encoding.evaluate(prefixes)
+        prefixes = prefixes[reach.latency_ms(prefixes) < best_ms]
+        if prefixes.shape[1] == len(reach.order):
+            rows = unordered(prefixes, reach.order)
+            values = encoding.evaluate(rows)
             ms = np.where(values.violation == 0, values.latency_ms, np.inf)
             if ms.min(initial=np.inf) < best_ms:
-                best, best_ms = prefixes[ms.argmin()], ms.min()
+                best, best_ms = rows[ms.argmin()], ms.min()
             continue
-        choices = np.arange(sizes[depth])
-        children = np.concatenate([np.repeat(prefixes, len(choices), 0), np.tile(choices, len(prefixes))[:, None]], 1)
-        bound = encoding.table.network_ms(sum(_bound(children, axes, minima) for axes, minima in tables))
-        children = children[bound < best_ms]
-        stack += [children[i : i + _CHUNK] for i in range(0, len(children), _CHUNK)]
+        children = extended(prefixes, reach.sizes[reach.order[prefixes.shape[1]]])
+        bound = reach.latency_ms(children)
+        promising = np.flatnonzero(bound < best_ms)
+        children = children[promising[np.argsort(-bound[promising], kind="stable")]]
+        stack += np.split(children, range(len(children) % _CHUNK, len(children), _CHUNK))
     return None if best is None else tuple(int(i) for i in best)
-
-
-def _bound(prefixes: Population, axes: tuple[int, ...], minima: list[Array]) -> Array:
-    chosen = [axis for axis in axes if axis < prefixes.shape[1]]
-    return minima[len(chosen)][tuple(prefixes[:, axis] for axis in chosen)]
-
-
-def _prefix_minima(encoding: Encoding) -> list[tuple[tuple[int, ...], list[Array]]]:
-    """For each segment the least milliseconds given its first n genes, n = 0 ... all; inf where a rule forbids."""
-    result = []
-    for segment in encoding.segments:
-        minima = [np.where(segment.allowed, segment.costs[..., MS], np.inf)]
-        for _ in segment.axes:
-            minima.append(minima[-1].min(-1))
-        result.append((segment.axes, minima[::-1]))
-    return result

@@ -105,7 +105,7 @@ def search(
     encoding = full.keeping_unseen().without_idle_choices()
     known = (encode(encoding.space, base, config) for config in family.values())
     seeds = np.array([candidate for candidate in known if candidate], np.intp).reshape(-1, len(space.genes))
-    least = cheapest(encoding, seeds, generator)
+    least = cheapest(encoding)
     _check_budget(encoding, least, budget_ms)
     seeds = np.concatenate([seeds, np.array([least])])
     found = evolve(
