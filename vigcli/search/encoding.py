@@ -68,6 +68,9 @@ class Limits(NamedTuple):
         return over
 
 
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Part:
     """The blocks of one kind in a segment, in all that they can be: arrays over the choices of the genes `axes`.
@@ -161,7 +164,7 @@ class Encoding:
     numbers: tuple[tuple[ShapeNumber, ...], ...]
     trained: Array | None
     in_hull: tuple[bool, ...]
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
 
     @property
     def num_choices(self) -> Population:
@@ -255,7 +258,9 @@ class Encoding:
                 change = np.where(both & both.take([0], position), part.costs - part.costs.take([0], position), 0)
                 seen[axis] |= bool((part.allowed != part.allowed.take([0], position)).any())
                 seen[axis] |= bool(np.abs(change[..., ms]).max() > INVISIBLE_MS)
-                seen[axis] |= bool(change[..., SCORE_PARAMS : POINTS + 1].any() or change[..., MACS : WEIGHT_MB + 1].any())
+                seen[axis] |= bool(
+                    change[..., SCORE_PARAMS : POINTS + 1].any() or change[..., MACS : WEIGHT_MB + 1].any()
+                )
         return seen
 
     def keeping_unseen(self) -> Encoding:
@@ -407,7 +412,7 @@ def encode_space(
     base: ArchConfig,
     variants: Mapping[str, ArchConfig],
     tables: Sequence[LatencyTable],
-    limits: Limits = Limits(),
+    limits: Limits = NO_LIMITS,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Encoding:
     """Count and price every combination that a part of the space can take; progress counts parts.

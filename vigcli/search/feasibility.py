@@ -2,84 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vigcli.search.encoding import COLUMNS, PEAK_MB, Encoding, Population, ms_column
-from vigcli.search.evolution import evolve
+from vigcli.search.elimination import Elimination, eliminate, elimination_order, extended, unordered
+from vigcli.search.encoding import Encoding, Population, ms_column
 
 Array = NDArray[np.float64]
-_CHUNK = 100_000
+
+_CHUNK = 4_000  # partial candidates that are extended at once: few, as the first whole ones spare most of the others
+_SLACK = 1e-9  # relative: the parts of a sum are added in another order than an evaluation adds them
 
 
-def cheapest(encoding: Encoding, seeds: Population, generator: np.random.Generator) -> tuple[int, ...] | None:
-    """The candidate of least latency that keeps every rule and limit, or None when none does.
+class Reach:
+    """How little a partial candidate can still end with, by the rules of its parts: never more than the truth.
 
-    A short evolution gives the first best.
+    `order` is that in which genes are decided; a prefix holds the choices of its first genes.
+
+    Args:
+        column: of `COLUMNS`, that adds up over the parts; default: the latency, the greatest of the tables'.
     """
-    found = evolve(encoding, np.inf, seeds, generator, generations=40)
-    best = found.candidates[0] if len(found.candidates) else None
-    tables = [(ms_column(i), table.network_ms) for i, table in enumerate(encoding.tables)]
-    return _least(encoding, tables, lambda population: encoding.evaluate(population).latency_ms, best)
+
+    def __init__(self, encoding: Encoding, column: int | None = None):
+        self.sizes: list[int] = encoding.num_choices.tolist()
+        self.order = elimination_order([part.axes for part in encoding.parts], self.sizes)
+        tables = [(ms_column(i), table.network_ms) for i, table in enumerate(encoding.tables)]
+        self._sums: list[tuple[Elimination, Callable[[Any], Any]]] = [
+            (self._least(encoding, index), total)
+            for index, total in (tables if column is None else [(column, np.asarray)])
+        ]
+
+    def _least(self, encoding: Encoding, column: int) -> Elimination:
+        costs = [(part.axes, np.where(part.allowed, part.costs[..., column], np.inf)) for part in encoding.parts]
+        return eliminate(costs, self.order, self.sizes, lambda values: values.min(-1))
+
+    def least(self, prefixes: Population) -> Array:
+        """(N, decided genes) -> (N,); infinite where the rules of a part cannot be kept."""
+        return np.asarray(np.max([total(sums(prefixes)) for sums, total in self._sums], 0) * (1 - _SLACK))
+
+    def below(self, budget_ms: float, most: int) -> Population | None:
+        """All candidates (n, genes) that may keep the budget and keep the rules of their parts; None if more than
+        `most` partial ones are met."""
+        prefixes = np.zeros((1, 0), np.intp)
+        for gene in self.order:
+            prefixes = extended(prefixes, self.sizes[gene])
+            least = self.least(prefixes)
+            prefixes = prefixes[np.isfinite(least) & (least <= budget_ms)]
+            if len(prefixes) > most:
+                return None
+        return unordered(prefixes, self.order)
 
 
-def least(encoding: Encoding, column: str, first: tuple[int, ...] | None) -> float | None:
-    """The least of a column of `COLUMNS` that a candidate of the encoding has; `first` is one that keeps its rules."""
-    index = COLUMNS.index(column)
-
-    def value(population: Population) -> Array:
-        return encoding.totals(population)[:, index]
-
-    best = _least(encoding, [(index, np.asarray)], value, None if first is None else np.array(first))
-    return None if best is None else float(value(np.array([best]))[0])
+def cheapest(encoding: Encoding) -> tuple[int, ...] | None:
+    """The candidate of least latency that keeps every rule and limit, or None when none does."""
+    return _cheapest(encoding, Reach(encoding), lambda rows: encoding.evaluate(rows).latency_ms)
 
 
-def _least(
-    encoding: Encoding,
-    prices: Sequence[tuple[int, Callable[[Array], Array]]],
-    value: Callable[[Population], Array],
-    best: Population | None,
-) -> tuple[int, ...] | None:
-    """The candidate of least value that breaks no rule; `prices` are columns, and what makes a value of their sum.
+def least(encoding: Encoding, column: int) -> float | None:
+    """The least sum of a column that a candidate has which keeps every rule and limit; None when none does."""
 
-    Branch and bound over partial candidates, gene by gene and many at a time. The bound of a partial candidate joins,
-    for every part, the least cost over the genes not yet chosen: it never exceeds the truth, so nothing that is
-    dropped can be below the best known.
+    def value(rows: Population) -> Array:
+        return encoding.totals(rows)[:, column]
+
+    found = _cheapest(encoding, Reach(encoding, column), value)
+    return None if found is None else float(value(np.array([found]))[0])
+
+
+def _cheapest(encoding: Encoding, reach: Reach, value: Callable[[Population], Array]) -> tuple[int, ...] | None:
+    """Branch and bound over partial candidates, gene by gene and many at a time, the nearest to the least first.
+
+    The bound of a partial candidate is the least of its completions by the rules of the parts alone, so nothing that
+    is dropped can be below the best known.
     """
-    best_value = value(np.array([best]))[0] if best is not None else np.inf
-    minima = [[_prefix_minima(part.costs[..., c], part.allowed) for part in encoding.parts] for c, _ in prices]
-    sizes = encoding.num_choices
+    best, best_value = None, np.inf
     stack: list[Population] = [np.zeros((1, 0), np.intp)]
     while stack:
         prefixes = stack.pop()
-        depth = prefixes.shape[1]
-        if depth == len(sizes):
-            values = np.where(encoding.evaluate(prefixes).violation == 0, value(prefixes), np.inf)
+        prefixes = prefixes[reach.least(prefixes) < best_value]
+        if prefixes.shape[1] == len(reach.order):
+            rows = unordered(prefixes, reach.order)
+            values = np.where(encoding.evaluate(rows).violation == 0, value(rows), np.inf)
             if values.min(initial=np.inf) < best_value:
-                best, best_value = prefixes[values.argmin()], values.min()
+                best, best_value = rows[values.argmin()], values.min()
             continue
-        choices = np.arange(sizes[depth])
-        children = np.concatenate([np.repeat(prefixes, len(choices), 0), np.tile(choices, len(prefixes))[:, None]], 1)
-        bound = np.full(len(children), -np.inf)
-        for (column, total), tables in zip(prices, minima, strict=True):
-            bounds = [_bound(children, part.axes, table) for part, table in zip(encoding.parts, tables, strict=True)]
-            joined = np.max(bounds, 0) if column == PEAK_MB else np.sum(bounds, 0)
-            bound = np.maximum(bound, total(joined))
-        children = children[bound < best_value]
-        stack += [children[i : i + _CHUNK] for i in range(0, len(children), _CHUNK)]
+        children = extended(prefixes, reach.sizes[reach.order[prefixes.shape[1]]])
+        bound = reach.least(children)
+        promising = np.flatnonzero(bound < best_value)
+        children = children[promising[np.argsort(-bound[promising], kind="stable")]]
+        stack += np.split(children, range(len(children) % _CHUNK, len(children), _CHUNK))
     return None if best is None else tuple(int(i) for i in best)
-
-
-def _bound(prefixes: Population, axes: tuple[int, ...], minima: list[Array]) -> Array:
-    chosen = [axis for axis in axes if axis < prefixes.shape[1]]
-    return np.broadcast_to(minima[len(chosen)][tuple(prefixes[:, axis] for axis in chosen)], len(prefixes))
-
-
-def _prefix_minima(costs: Array, allowed: NDArray[np.bool_]) -> list[Array]:
-    """The least cost of a part given its first n genes, n = 0 ... all; inf where a rule forbids."""
-    minima = [np.where(allowed, costs, np.inf)]
-    for _ in range(costs.ndim):
-        minima.append(minima[-1].min(-1))
-    return minima[::-1]

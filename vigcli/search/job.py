@@ -4,80 +4,66 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vigcli.config.archs import PUBLISHED, VARIANTS, ArchConfig, arch_config, variant_name
+from vigcli.config.archs import ArchConfig, variant_name
 from vigcli.config.load import get_path
 from vigcli.config.space import SearchSpace, encode
-from vigcli.errors import InfeasibleError
-from vigcli.latency.table import Interval, LatencyEstimate, LatencyTable, distinguishable
-from vigcli.measure.count import ParamCounts
-from vigcli.measure.profile import profile
-from vigcli.search.effects import Effect, decided, effects
-from vigcli.search.encoding import Columns, Encoding, Limits, Population, encode_space, score_of, shape_of
+from vigcli.errors import UsageError
+from vigcli.latency.table import Interval, LatencyTable, distinguishable
+from vigcli.search.encoding import NO_LIMITS, Columns, Encoding, Limits, Population
+from vigcli.search.engines import engine
 from vigcli.search.evolution import Found, evolve, random_search
-from vigcli.search.feasibility import cheapest, least
-from vigcli.search.score import NOT_IN_THE_SCORE, TIE_POINTS, load_score
+from vigcli.search.exact import Exact, exact_best
+from vigcli.search.history import History, fixed_of, lines_of
+from vigcli.search.members import Member, check_budget, fastest_of, last_part, prepare
+from vigcli.search.networks import Network, describe, nearest_published
+from vigcli.search.score import NOT_IN_THE_SCORE, TIE_POINTS
 from vigcli.search.ties import choose, closeness
 
 Progress = Callable[[str, int, int], None]
+Point = tuple[float, float, ArchConfig]  # latency_ms, predicted top-1, the network
 BRIDGES = 20_000  # candidates between the front and published networks, among which a tie is decided
 _NEAR_FRONT = 64
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network that the search speaks of, in full: `top1_percent` is predicted for ImageNet-1k.
+class Settings:
+    """What a search is asked for.
 
     Attributes:
-        latencies: by each table; `latency` is the greatest.
-        memory_bytes: the most fp16 activations alive at once.
-        published_top1: in percent, where a paper prints it.
+        budget_ms: that every table must price a network at or below.
+        limits: what a network may have besides.
+        start: a network of the user's own; it is evaluated whatever else is.
+        risk: by how much of the tables' interval the budget is moved: -1 where the upper end of the interval must keep
+            it, 1 where the lower end is enough.
+        resolution: pixels; default: of the space's base.
+        num_candidates: that the engine evaluates; members of a mixed space share them evenly.
+        exact: also prove which candidate is the best.
+        jobs: threads.
     """
 
-    name: str
-    config: ArchConfig
-    params: ParamCounts
-    macs: int
-    latencies: tuple[LatencyEstimate, ...]
-    top1_percent: float
-    size_bytes: float
-    memory_bytes: int
-    published_top1: float | None = None
-    effects: tuple[Effect, ...] = ()
+    budget_ms: float
+    limits: Limits = NO_LIMITS
+    start: ArchConfig | None = None
+    risk: float = 0.0
+    resolution: int | None = None
+    num_classes: int | None = None
+    engine: str = "vig"
+    num_candidates: int = 200_000
+    exact: bool = False
+    seed: int = 0
+    jobs: int = 1
 
-    @property
-    def latency(self) -> LatencyEstimate:
-        return max(self.latencies, key=lambda estimate: estimate.ms)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "arch": self.config.model_dump(mode="json"),
-            "params": self.params._asdict(),
-            "macs": self.macs,
-            "weights_bytes": round(self.size_bytes),
-            "peak_activation_bytes": self.memory_bytes,
-            "latency_ms": round(self.latency.ms, 4),
-            "latency_range_ms": [round(self.latency.low_ms, 4), round(self.latency.high_ms, 4)],
-            "latency_kind": self.latency.kind,
-            "latency_outside_fit": list(self.latency.outside),
-            "latencies": [
-                {"device": e.device, "ms": round(e.ms, 4), "range_ms": [round(e.low_ms, 4), round(e.high_ms, 4)]}
-                for e in self.latencies
-            ],
-            "top1_percent": round(self.top1_percent, 2),
-            "top1_plus_minus": load_score().interval(self.config.family).points_90,
-            "top1_kind": "predicted",
-            "top1_percent_published": self.published_top1,
-        }
-
-
-Point = tuple[float, float, ArchConfig]  # latency_ms, predicted top-1, the network
+    def bound_ms(self, tables: Sequence[LatencyTable]) -> float:
+        """The budget, moved by the risk."""
+        factors = [table.interval.factor for table in tables]
+        return float(self.budget_ms * (max(factors) if self.risk < 0 else min(factors)) ** self.risk)
 
 
 @dataclass(frozen=True)
@@ -89,6 +75,7 @@ class SearchResult:
         start: the user's own network that the search began from.
         front: candidates none of which beats another, by latency.
         apart: the front of candidates that keep every rule but that their shapes were trained.
+        doubtful: the best of members whose prices are not to be trusted; they are not compared with the others.
         random_front: (latency_ms, predicted top-1) of as many random candidates.
         num_evaluated: candidates that the engine priced and scored.
         num_feasible: of those, distinct ones that kept budget and rules.
@@ -96,7 +83,10 @@ class SearchResult:
         undecided: genes whose worth neither the score nor a published ablation tells; they keep the base's value.
         choices: what the best has for the genes that are neither depths nor widths of stages, nor held.
         judged_by_size: genes whose worth the score was never shown beyond parameters and MACs.
-        seconds: of the engine.
+        exact: the proven best of each member, where it was asked for.
+        seconds: CPU time of the engine.
+        history: a line for each generation.
+        measured: network -> what it takes on this machine, where it was timed.
     """
 
     budget_ms: float
@@ -107,16 +97,18 @@ class SearchResult:
     published: tuple[Network, ...]
     front: tuple[Point, ...]
     apart: tuple[Point, ...]
+    doubtful: tuple[Network, ...]
     random_front: tuple[tuple[float, float], ...]
     num_evaluated: int
     num_feasible: int
     space_size: int
     tables: tuple[LatencyTable, ...]
-    limits: dict[str, str]
+    limits: Limits
     kept: tuple[str, ...]
     undecided: tuple[str, ...]
     choices: dict[str, Any]
     judged_by_size: tuple[str, ...]
+    exact: tuple[Exact, ...]
     seconds: float
     history: tuple[dict[str, Any], ...] = ()
     measured: dict[str, Any] = field(default_factory=dict)
@@ -137,175 +129,142 @@ class SearchResult:
         return gap >= TIE_POINTS or distinguishable(self.best.latency.ms, other.latency.ms)
 
 
-@dataclass(frozen=True)
-class Member:
-    """One space of a search, encoded.
-
-    Attributes:
-        full: with every gene that is decided; `encoding` without what nothing sees, and without idle choices.
-        variants: the family's published networks at the search's resolution and classes.
-        seeds: those of them, and the user's own network, that lie in the space.
-    """
-
-    full: Encoding
-    encoding: Encoding
-    variants: Mapping[str, ArchConfig]
-    seeds: Population
-    undecided: tuple[str, ...]
-
-    def shapes(self) -> np.ndarray:
-        """Shapes of the published networks: (variants, stages, numbers)."""
-        columns = Columns(self.encoding.tables)
-        return np.stack([shape_of(config, columns) for config in self.variants.values()])
-
-
 def search(
     spaces: Sequence[SearchSpace],
     tables: Sequence[LatencyTable],
-    budget_ms: float,
+    settings: Settings,
+    run: Path | None = None,
     *,
-    limits: Limits = Limits(),
-    start: ArchConfig | None = None,
-    risk: float = 0.0,
-    resolution: int | None = None,
-    num_classes: int | None = None,
-    num_candidates: int = 200_000,
-    seed: int = 0,
+    resume: bool = False,
     on_progress: Progress = lambda what, done, total: None,
 ) -> SearchResult:
-    """The network of the greatest predicted accuracy that every table prices at or below `budget_ms`.
+    """The network of the greatest predicted accuracy that every table prices at or below the budget.
 
     Args:
-        spaces: searched one by one, their fronts joined; the candidates are shared out evenly.
-        start: a network of the user's own; it is evaluated whatever else is.
-        risk: by how much of the tables' interval the budget is moved: -1 where the upper end of the interval must keep
-            it, 1 where the lower end is enough.
+        spaces: searched one by one, their fronts joined.
+        run: the directory that gets the history; without one there is none, and no resuming.
+        resume: go on from the state that `run` holds.
 
-    Raises InfeasibleError with the smallest latency of the spaces when nothing meets the budget.
+    Raises InfeasibleError with the smallest latency of the spaces when nothing meets the budget, ConfigError for a run
+    that cannot be gone on with.
     """
-    generator = np.random.default_rng(seed)
     members = [
-        prepare(space, tables, limits, start, resolution, num_classes, lambda n, total: on_progress("counting", n, total))
+        prepare(space, tables, settings.limits, settings.start, settings.resolution, settings.num_classes,
+                lambda done, total: on_progress("counting", done, total))
         for space in spaces
+    ]  # fmt: skip
+    bound_ms = settings.bound_ms(tables)
+    fastest = [fastest_of(member) for member in members]
+    check_budget(members, fastest, settings.budget_ms, bound_ms, np.random.default_rng(settings.seed))
+    running = [
+        replace(member, seeds=np.concatenate([member.seeds, np.array([found[0]])]))
+        for member, found in zip(members, fastest, strict=True)
+        if found is not None and found[1] <= bound_ms
     ]
-    strictest = max(table.interval.factor for table in tables) if risk < 0 else min(t.interval.factor for t in tables)
-    bound_ms = budget_ms * strictest**risk
-    fastest = [fastest_of(member, generator) for member in members]
-    _check_budget(members, fastest, budget_ms, bound_ms, generator)
     began = time.process_time()
-    founds, apart, chance = [], [], []
-    running = [(m, f) for m, f in zip(members, fastest, strict=True) if f is not None and f[1] <= bound_ms]
-    share = num_candidates // len(running)
-    for i, (member, (candidate, _)) in enumerate(running):
-        seeds = np.concatenate([member.seeds, np.array([candidate])])
-        found = _evolved(member.encoding, bound_ms, seeds, generator, share, i, len(running), on_progress)
-        founds.append(found)
+    looked = []
+    for i, member in enumerate(running):
+        folder = run if run is None or len(spaces) == 1 else run / member.name
+
+        def advance(done: int, total: int, turn: int = i) -> None:
+            on_progress("evolving", turn * total + done, len(running) * total)
+
+        looked.append(_looked_through(member, bound_ms, settings, len(running), folder, resume, advance))
     seconds = time.process_time() - began
-    for (member, _), found in zip(running, founds, strict=True):
-        chance.append(random_search(member.encoding, bound_ms, found.num_evaluated, generator))
-        apart += _apart(member, bound_ms, found, share // 10, generator)
-    config, second = _chosen([m for m, _ in running], founds, bound_ms, generator)
-    columns = Columns(tables)
-    published = tuple(
-        describe(name, config, columns) for member in members for name, config in member.variants.items()
-    )
+    return _answer(spaces, tables, settings, bound_ms, members, list(zip(running, looked, strict=True)), seconds)
+
+
+_Looked = tuple[Found, Exact | None, tuple[dict[str, Any], ...]]  # what an engine found, what was proven, how it went
+
+
+def _looked_through(
+    member: Member,
+    bound_ms: float,
+    settings: Settings,
+    num_members: int,
+    folder: Path | None,
+    resume: bool,
+    on_progress: Callable[[int, int], None],
+) -> _Looked:
+    generator = np.random.default_rng(settings.seed)
+    num_candidates = settings.num_candidates // num_members
+    lines: tuple[dict[str, Any], ...] = ()
+    if settings.engine != "vig":
+        if resume:
+            raise UsageError(f"--engine {settings.engine} leaves no state to resume from.", "Leave --resume out.")
+        found = engine(settings.engine)(
+            member.encoding, bound_ms, member.seeds, generator, num_candidates=num_candidates, on_progress=on_progress
+        )
+    elif folder is None:
+        found = evolve(
+            member.encoding, bound_ms, member.seeds, generator, num_candidates=num_candidates, jobs=settings.jobs,
+            on_progress=on_progress,
+        )  # fmt: skip
+    else:
+        folder.mkdir(exist_ok=True)
+        fixed = fixed_of(member.encoding, bound_ms, settings.seed, num_candidates)
+        with History(folder, fixed, bound_ms) as history:
+            state = history.restore() if resume and any(folder.iterdir()) else None
+            found = evolve(
+                member.encoding, bound_ms, member.seeds, generator, num_candidates=num_candidates, jobs=settings.jobs,
+                state=state, on_generation=history, on_progress=on_progress,
+            )  # fmt: skip
+        lines = lines_of(folder)
+    seeds = np.unique(np.concatenate([member.seeds, found.candidates[-1:]]), axis=0)
+    exact = exact_best(member.encoding, bound_ms, seeds, generator) if settings.exact else None
+    return found, exact, lines
+
+
+def _answer(
+    spaces: Sequence[SearchSpace],
+    tables: Sequence[LatencyTable],
+    settings: Settings,
+    bound_ms: float,
+    members: Sequence[Member],
+    looked: Sequence[tuple[Member, _Looked]],
+    seconds: float,
+) -> SearchResult:
+    columns, generator = Columns(tables), np.random.default_rng(settings.seed)
+    tops = [describe("found", m.encoding.config(found.candidates[-1]), columns) for m, (found, *_) in looked]
+    trusted = [not top.latency.outside for top in tops]
+    believed = [pair for pair, is_trusted in zip(looked, trusted, strict=True) if is_trusted or not any(trusted)]
+    config, second = _chosen([(m, found, exact) for m, (found, exact, _) in believed], bound_ms, generator)
     best = describe(_name(config), config, columns)
-    assert best.latency.ms <= bound_ms + 1e-9, "the encoding prices a network unlike its trace"
-    front = _front([p for (m, _), f in zip(running, founds, strict=True) for p in _points(m.encoding, f)])
+    assert best.latency.ms <= bound_ms * (1 + 1e-9), "the encoding prices a network unlike its trace"
+    published = tuple(
+        describe(name, variant, columns) for member in members for name, variant in member.variants.items()
+    )
+    chance = [random_search(m.encoding, bound_ms, found.num_evaluated, generator) for m, (found, *_) in believed]
+    share = settings.num_candidates // len(looked) // 10
     home = next(member for member in members if type(member.encoding.base) is type(config))
     return SearchResult(
-        budget_ms=budget_ms,
+        budget_ms=settings.budget_ms,
         best=best,
         second=None if second is None else describe(_name(second), second, columns),
-        nearest=nearest_published(published, budget_ms),
-        start=None if start is None else describe("yours", start, columns),
+        nearest=nearest_published(published, settings.budget_ms),
+        start=None if settings.start is None else describe("yours", settings.start, columns),
         published=published,
-        front=tuple(front),
-        apart=tuple(_front(apart)),
-        random_front=tuple((ms, score) for f in chance for ms, score in zip(f.latency_ms.tolist(), f.score.tolist())),
-        num_evaluated=sum(f.num_evaluated for f in founds),
-        num_feasible=sum(f.num_feasible for f in founds),
+        front=tuple(_front([p for m, (found, *_) in believed for p in _points(m.encoding, found)])),
+        apart=tuple(_front([p for m, (found, *_) in believed for p in _apart(m, bound_ms, found, share, generator)])),
+        doubtful=tuple(top for top in tops if top.latency.outside and any(trusted)),
+        random_front=tuple(
+            pair for found in chance for pair in zip(found.latency_ms.tolist(), found.score.tolist(), strict=True)
+        ),
+        num_evaluated=sum(found.num_evaluated for _, (found, *_) in looked),
+        num_feasible=sum(found.num_feasible for _, (found, *_) in looked),
         space_size=sum(space.size for space in spaces),
         tables=tuple(tables),
-        limits={name: f"{value:g}" for name, value in limits._asdict().items() if value < np.inf},
+        limits=settings.limits,
         undecided=home.undecided,
+        exact=tuple(exact for _, (_, exact, _) in looked if exact is not None),
         seconds=seconds,
+        history=tuple(line for _, (_, _, lines) in looked for line in lines),
         **_genes(home, config),
     )
 
 
-def prepare(
-    space: SearchSpace,
-    tables: Sequence[LatencyTable],
-    limits: Limits = Limits(),
-    start: ArchConfig | None = None,
-    resolution: int | None = None,
-    num_classes: int | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Member:
-    """Encode a space at a resolution and number of classes (default: the base's own), ready to be searched.
-
-    Raises ConfigError for a resolution that the space does not bear.
-    """
-    base = start if start is not None else arch_config(space.base)
-    changes = {"resolution": resolution or base.resolution, "num_classes": num_classes or base.num_classes}
-    base = base.changed(changes)
-    space = space.sound_at(base)
-    space, undecided = _decided(space, base)
-    variants = {name: config.changed(changes) for name, config in VARIANTS.items() if type(config) is type(base)}
-    trained = {name: variants[name] for name in space.trained_shapes.variants} if space.trained_shapes else {}
-    full = encode_space(space, base, trained, tables, limits, on_progress)
-    encoding = full.keeping_unseen().without_idle_choices()
-    known = (encode(encoding.space, base, config) for config in (*variants.values(), base))
-    seeds = np.array(sorted({candidate for candidate in known if candidate}), np.intp).reshape(-1, len(space.genes))
-    return Member(full, encoding, variants, seeds, undecided)
-
-
-def describe(name: str, config: ArchConfig, columns: Columns) -> Network:
-    """A network counted, priced and scored by itself."""
-    counted = profile(config)
-    total = columns.network(config)
-    top1 = float(score_of(total[None], config)[0])
-    known = PUBLISHED.get(name)
-    return Network(
-        name,
-        config,
-        counted.params,
-        counted.macs,
-        tuple(counted.latency(table) for table in columns.tables),
-        top1,
-        sum(block.trace.weight_mb for block in counted.blocks) * 1e6,
-        counted.peak_bytes,
-        None if known is None or config != VARIANTS[name] else known.top1,
-        effects(config),
-    )
-
-
-def nearest_published(published: Sequence[Network], budget_ms: float) -> Network:
-    """The slowest published network at or below the budget, else the fastest of all."""
-    below = [network for network in published if network.latency.ms <= budget_ms]
-    return max(below, key=lambda n: n.latency.ms) if below else min(published, key=lambda n: n.latency.ms)
-
-
 def _name(config: ArchConfig) -> str:
     return variant_name(config) or "found"
-
-
-def _last_part(path: str) -> str:
-    """The field that a path ends in: `stages[1].mixer` -> `mixer`, `neighbours[0]` -> `neighbours`."""
-    return re.split(r"[.\[]", path)[-1 - path.endswith("]")]
-
-
-def _decided(space: SearchSpace, base: ArchConfig) -> tuple[SearchSpace, tuple[str, ...]]:
-    """The space with choices that neither the score nor a published ablation tells apart held at the base's value, or
-    the nearest to it, and the genes that are so held."""
-    data, genes, undecided = base.model_dump(mode="json"), dict(space.genes), []
-    for path, choices in space.genes.items():
-        if _last_part(path) in NOT_IN_THE_SCORE and choices[1:]:
-            known = tuple(choice for choice in choices if decided(base.family, path, choice))
-            genes[path] = known if known[1:] else (choices[space.nearest_choice(data, path)],)
-            undecided += [] if known[1:] else [path]
-    return space.model_copy(update={"genes": genes}), tuple(undecided)
 
 
 def _genes(member: Member, best: ArchConfig) -> dict[str, Any]:
@@ -318,61 +277,8 @@ def _genes(member: Member, best: ArchConfig) -> dict[str, Any]:
         "choices": {
             path: get_path(data, path) for path in free if path in seen and not re.search(r"\.(\w+_depth|width)$", path)
         },
-        "judged_by_size": tuple(path for path in free if path in seen and _last_part(path) in NOT_IN_THE_SCORE),
+        "judged_by_size": tuple(path for path in free if path in seen and last_part(path) in NOT_IN_THE_SCORE),
     }
-
-
-def fastest_of(member: Member, generator: np.random.Generator) -> tuple[tuple[int, ...], float] | None:
-    """The candidate of least latency that keeps every rule and limit, and its milliseconds; None without any."""
-    candidate = cheapest(member.encoding, member.seeds, generator)
-    if candidate is None:
-        return None
-    return candidate, float(member.encoding.evaluate(np.array([candidate])).latency_ms[0])
-
-
-def _check_budget(
-    members: Sequence[Member],
-    fastest: Sequence[tuple[Any, float] | None],
-    budget_ms: float,
-    bound_ms: float,
-    generator: np.random.Generator,
-) -> None:
-    known = [(ms, member) for found, member in zip(fastest, members, strict=True) if found for ms in found[1:]]
-    if not known:
-        raise _too_tight(members, generator)
-    ms, member = min(known, key=lambda pair: pair[0])
-    if ms <= bound_ms:
-        return
-    devices = ", ".join(table.device for table in member.encoding.tables)
-    smallest, needed = np.ceil(1000 * ms) / 1000, np.ceil(100 * ms * budget_ms / bound_ms) / 100
-    moved = f" ({bound_ms:.3f} ms with --risk)" if bound_ms != budget_ms else ""
-    raise InfeasibleError(
-        f"no network of the space meets {budget_ms:g} ms{moved}: the smallest latency is {smallest:.3f} ms "
-        f"({member.encoding.tables[0].kind}, {devices}, {member.encoding.base.resolution} px).",
-        f"Try --budget {needed:.2f}ms, or a smaller --resolution.",
-    )
-
-
-_OPTIONS = {"params": "--max-params", "macs": "--max-macs", "weight_mb": "--max-size", "peak_mb": "--max-memory"}
-
-
-def _too_tight(members: Sequence[Member], generator: np.random.Generator) -> InfeasibleError:
-    """Which limit nothing keeps, and the least that something has."""
-    limits = members[0].encoding.limits
-    free = [replace(member.encoding, limits=Limits()) for member in members]
-    for limit, (column, option) in zip(limits, _OPTIONS.items(), strict=True):
-        reached = [least(e, column, cheapest(e, m.seeds, generator)) for e, m in zip(free, members, strict=True)]
-        known = [value for value in reached if value is not None] if limit < np.inf else []
-        if known and min(known) > limit:
-            value = np.ceil(min(known) * (1 if column.endswith("mb") else 1e-6) * 100) / 100
-            text = f"{value:.2f}{'MB' if column.endswith('mb') else 'M'}"
-            return InfeasibleError(
-                f"no network of the space keeps {option}: the least of any is {text}.",
-                f"Try {option} {text}, or a smaller --resolution.",
-            )
-    if any(limit < np.inf for limit in limits):
-        return InfeasibleError("no network of the space keeps all limits at once.", "Loosen one of the --max-... limits.")
-    return InfeasibleError("no network of the space keeps its own rules.", "Widen trained_shapes or the genes.")
 
 
 # ------------------------------------------------------------------------------------------------ fronts and ties
@@ -398,61 +304,49 @@ def _apart(
     """What the score would choose if it did not matter whether a shape was ever trained."""
     if member.full.trained is None:
         return []
-    free = member.full.keeping_unseen().ignoring_shapes().without_idle_choices()
-    configs = map(member.encoding.config, found.candidates)
+    full = member.full.keeping_unseen()
+    free = full.ignoring_shapes().without_idle_choices()
+    configs = map(member.encoding.config, found.candidates[-100:])
     seeds = [candidate for config in configs if (candidate := encode(free.space, free.base, config))]
-    wild = _evolved(free, bound_ms, np.array(seeds[-100:], np.intp), generator, num_candidates)
-    ruled = replace(free, parts=member.full.keeping_unseen().parts, trained=member.full.trained)
-    untrained = ruled.evaluate(wild.candidates).violation > 0
-    return [point for point, is_apart in zip(_points(free, wild), untrained, strict=True) if is_apart]
+    wild = evolve(free, bound_ms, np.array(seeds, np.intp), generator, num_candidates=num_candidates)
+    points = _points(free, wild)
+    rows = [encode(full.space, full.base, config) for *_, config in points]
+    is_apart = full.evaluate(np.array(rows, np.intp)).violation > 0
+    return [point for point, apart in zip(points, is_apart, strict=True) if apart]
 
 
 def _chosen(
-    members: Sequence[Member], founds: Sequence[Found], bound_ms: float, generator: np.random.Generator
+    looked: Sequence[tuple[Member, Found, Exact | None]], bound_ms: float, generator: np.random.Generator
 ) -> tuple[ArchConfig, ArchConfig | None]:
     """The best and the runner-up: a tie in predicted top-1 goes to the shape closest to a published one."""
-    top = max(float(found.score[-1]) for found in founds)
-    rows: list[tuple[int, Population]] = []
+    top = max(float(found.score[-1]) for _, found, _ in looked)
+    rows: list[tuple[Encoding, Population]] = []
     score, latency_ms, distance = [], [], []
-    for i, (member, found) in enumerate(zip(members, founds, strict=True)):
-        pool = _pool(member.encoding, found, member.seeds, generator)
+    for member, found, exact in looked:
+        pool = _pool(member, found, exact, generator)
         values = member.encoding.evaluate(pool)
         near = (values.violation == 0) & (values.latency_ms <= bound_ms) & (values.score >= top - TIE_POINTS)
         if near.any():
-            rows += [(i, row) for row in pool[near]]
+            rows += [(member.encoding, row) for row in pool[near]]
             score.append(values.score[near])
             latency_ms.append(values.latency_ms[near])
             distance.append(closeness(member.encoding.shapes(pool[near]), member.shapes()))
     scores = np.concatenate(score)
     chosen = choose(scores, np.concatenate(latency_ms), np.concatenate(distance))
-    configs = [members[i].encoding.config(row) for i, row in (rows[chosen], *(rows[j] for j in np.argsort(-scores)[:2]))]
-    others = [config for config in configs[1:] if config != configs[0]]
-    return configs[0], others[0] if others else None
+    best, *others = [
+        encoding.config(row) for encoding, row in (rows[i] for i in (chosen, *np.argsort(-scores, kind="stable")[:2]))
+    ]
+    second = [config for config in others if config != best]
+    return best, second[0] if second else None
 
 
-def _pool(encoding: Encoding, found: Found, seeds: Population, generator: np.random.Generator) -> Population:
+def _pool(member: Member, found: Found, exact: Exact | None, generator: np.random.Generator) -> Population:
     """The front, the published networks, and candidates between the two."""
-    near = found.candidates[-_NEAR_FRONT:]
+    near, seeds = found.candidates[-_NEAR_FRONT:], member.seeds
     pool = [found.candidates, seeds]
-    if len(seeds):
-        ones = near[generator.integers(len(near), size=BRIDGES)]
-        others = seeds[generator.integers(len(seeds), size=BRIDGES)]
-        pool.append(np.where(generator.random(ones.shape) < generator.random((BRIDGES, 1)), ones, others))
+    if exact is not None and exact.candidate is not None:
+        pool.append(np.array([exact.candidate], np.intp))
+    ones = near[generator.integers(len(near), size=BRIDGES)]
+    others = seeds[generator.integers(len(seeds), size=BRIDGES)]
+    pool.append(np.where(generator.random(ones.shape) < generator.random((BRIDGES, 1)), ones, others))
     return np.unique(np.concatenate(pool), axis=0)
-
-
-def _evolved(
-    encoding: Encoding,
-    bound_ms: float,
-    seeds: Population,
-    generator: np.random.Generator,
-    num_candidates: int,
-    turn: int = 0,
-    turns: int = 1,
-    on_progress: Progress = lambda what, done, total: None,
-) -> Found:
-    size = 500
-    return evolve(
-        encoding, bound_ms, seeds, generator, population_size=size, generations=max(num_candidates // size - 1, 1),
-        on_progress=lambda n, total: on_progress("evolving", turn * total + n, turns * total),
-    )  # fmt: skip
