@@ -95,9 +95,10 @@ class Resolution:
 
     Attributes:
         rows: by rank: who came further first, then who has more pictures right.
-        winner: the first of the networks that were searched; None where the first rung was stopped before any.
+        winner: the first of the networks that were searched and did not diverge; None where none is known yet.
         versus_second: the winner's top-1 minus that of the next one searched that came as far.
         finished: False where it was stopped; the ranking is then of the last rung that all of it ended.
+        guess_percent: top-1 of always answering the commonest class of the held-out pictures.
         resolution: pixels a side.
         budget, schedule: what everyone was given, as sentences.
     """
@@ -107,8 +108,8 @@ class Resolution:
     versus_second: Difference | None
     finished: bool
     dataset: str
-    num_classes: int
     num_held_out: int
+    guess_percent: float
     resolution: int
     budget: str
     schedule: str
@@ -118,8 +119,8 @@ class Resolution:
             "winner": self.winner and self.winner.name,
             "finished": self.finished,
             "dataset": self.dataset,
-            "num_classes": self.num_classes,
             "num_held_out": self.num_held_out,
+            "guess_percent": round(self.guess_percent, 2),
             "resolution": self.resolution,
             "budget": self.budget,
             "schedule": self.schedule,
@@ -142,9 +143,11 @@ class Resolution:
             f"Intervals are of the choice of {self.num_held_out:,} held-out pictures; another seed or more epochs may "
             "rank otherwise."
         )
-        chance = 100 / self.num_classes
-        if self.winner is not None and self.winner.interval_percent[0] <= chance:
-            notes.append(f"The winner cannot be told from guessing ({chance:.2g} %): train for longer.")
+        if self.winner is not None and self.winner.interval_percent[0] <= self.guess_percent:
+            notes.append(
+                f"The winner cannot be told from always answering the commonest class ({self.guess_percent:.1f} %): "
+                "train for longer."
+            )
         if diverged := [row.name for row in self.rows if row.diverged]:
             notes.append(f"Dropped because training diverged: {', '.join(diverged)}.")
         return tuple(notes)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,9 @@ class _Job:
 
         def on_event(event: TrainEvent) -> None:
             done = self.done + event.step * size - before
-            self.on_progress("training pictures", done, self.left, f"{note}  loss {event.loss:.3f}")
+            top1 = event.val_top1_percent
+            how = f"loss {event.loss:.3f}" if top1 is None else f"top-1 {top1:.1f} %"
+            self.on_progress("training pictures", done, self.left, f"{note}  {how}")
 
         try:
             result = train(
@@ -175,12 +178,19 @@ def _saved(contest: Contest, known: Mapping[Contestant, Sequence[_Outcome]], run
     second = None
     if len(searched) > 1 and len(known[searched[0]]) == len(known[searched[1]]):
         second = paired_difference(known[searched[0]][-1].right, known[searched[1]][-1].right)
-    root = contest.recipe.data.root
+    data, commonest = contest.recipe.data, max(Counter(contest.held_out.targets).values())
     resolution = Resolution(
-        rows, next((row for row in rows if row.place is not None), None), second, finished,
-        Path(root).name if root else contest.recipe.data.source, len(contest.pictures.labels), len(contest.held_out),
-        contest.recipe.resolution, contest.budget_text, contest.schedule_text,
-    )  # fmt: skip
+        rows,
+        next((row for row in rows if row.place is not None and not row.diverged), None),
+        second,
+        finished,
+        Path(data.root).name if data.root else data.source,
+        len(contest.held_out),
+        100 * commonest / len(contest.held_out),
+        contest.recipe.resolution,
+        contest.budget_text,
+        contest.schedule_text,
+    )
     write_json(run / RESOLUTION_FILE, resolution.as_json())
     return resolution
 
