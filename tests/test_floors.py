@@ -34,7 +34,7 @@ LIBRARIES = {
     "measure": {"torch", "numpy", "thop", "onnx", "onnxruntime", "matplotlib"},
     "coreml": {"torch", "numpy", "coremltools", "google.protobuf"},
     "train": {"torch", "numpy", "timm", "torchvision", "PIL", "matplotlib"},
-    "search": {"pydantic", "numpy", "matplotlib", "pymoo", "nni"},
+    "search": {"torch", "pydantic", "numpy", "matplotlib", "pymoo", "nni"},
     "compress": {"torch", "coremltools", "torch_pruning"},
     "cli": {"torch", "click", "rich"},
 }

@@ -31,6 +31,11 @@ FAMILIES = {
     "mobilevitv3": _family("vigcli.config.archs:MobileViTv3Config", "vigcli.archs.mobilevit"),
 }
 
+PROXIES = {  # training-free scores: (network in training form, batches of random pictures and classes) -> number
+    "zico": "vigcli.search.proxies:zico",
+    "naswot": "vigcli.search.proxies:naswot",
+}
+
 
 def resolve(reference: str) -> Any:
     """The object that `module:attribute` names."""

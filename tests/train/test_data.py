@@ -54,6 +54,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_part_is_evenly_spread_and_of_all_classes(folder: Path) -> None:
+    pictures = open_data(folder_data(folder), "train")
+    part = pictures.part(4)
+    assert part.targets == [0, 0, 1, 1]
+    assert [part[i][0].size for i in range(4)] == [pictures[i][0].size for i in (0, 1, 3, 4)]
+    assert pictures.part(None).targets == pictures.part(99).targets == pictures.targets
+    with pytest.raises(ConfigError, match="1 pictures are too few for its 2 classes"):
+        pictures.part(1)
+
+
 def folder_data(root: Path, workers: int = 0) -> Data:
     return Data(root=str(root), workers=workers)
 

@@ -18,10 +18,11 @@ from torch import nn
 
 from vigcli.archs import build
 from vigcli.archs.checkpoint import load_checkpoint
-from vigcli.config.recipe import Preprocessing, Recipe, load_recipe
+from vigcli.config.recipe import Data, Preprocessing, Recipe, load_recipe
 from vigcli.errors import ConfigError, UnavailableError, VigError
 from vigcli.paths import builtin_folder
 from vigcli.train.curves import curves
+from vigcli.train.data import open_data
 from vigcli.train.evaluate import Evaluation, agreement_percent, evaluate, normalized, wilson_percent
 from vigcli.train.loop import TrainEvent, TrainResult, train
 from vigcli.train.objective import Objective
@@ -137,6 +138,28 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         torch.manual_seed(stop_after)  # a new process would have another global state
         assert run(recipe(**options), name, resume=True).finished
         assert_same_run(tmp_path / "whole", tmp_path / name)
+
+
+def test_a_run_until_an_epoch_goes_on_with_the_same_bits(
+    run: Callable[..., TrainResult], root: Path, tmp_path: Path
+) -> None:
+    """A rung of a contest: the schedule is the whole recipe's, the evaluation that of the epoch that ended."""
+    run(recipe(), "whole")
+    options: dict[str, Any] = {
+        "on_event": lambda _: None,
+        "should_stop": bool,
+        "provenance": {"argv": ["vig", "train"]},
+    }
+    opened = open_data(Data(root=str(root)), "train"), open_data(Data(root=str(root)), "val")
+    part = train(recipe(), tmp_path / "part", until_epoch=2, opened=opened, **options)
+    assert not part.finished
+    assert len(part.history) == 2
+    assert part.evaluation is not None
+    assert part.evaluation.top1_percent == part.history[1]["val_top1_percent"]
+    again = train(recipe(), tmp_path / "part", until_epoch=2, opened=opened, resume=True, **options)
+    assert (again.step, again.evaluation) == (part.step, None)
+    assert train(recipe(), tmp_path / "part", opened=opened, resume=True, **options).finished
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
 
 
 def test_resuming_a_finished_run_changes_nothing(run: Callable[..., TrainResult], tmp_path: Path) -> None:

@@ -66,6 +66,22 @@ class Pictures(Dataset[tuple[Image.Image, int]]):
             return read_picture(file, file), self.targets[index]
         return read_picture(io.BytesIO(self._contents[file]), f"{self.name}:{file}"), self.targets[index]
 
+    def part(self, limit: int | None) -> Pictures:
+        """So many of the pictures, evenly spread. Raises ConfigError where they would not be of all classes."""
+        places = spread(len(self), limit)
+        members = [(self.labels[self.targets[i]], self._files[i]) for i in places]
+        part = Pictures(self.name, members, self._contents)
+        if part.labels != self.labels:
+            what = f"{self.name}: {limit} pictures are too few for its {len(self.labels)} classes."
+            raise ConfigError(what, "Take more of them.")
+        return part
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """The places of `limit` items among `count`, evenly spread; of all where there are no more."""
+    taken = count if limit is None else min(limit, count)
+    return [i * count // taken for i in range(taken)]
+
 
 def read_picture(source: Path | str | io.BytesIO, name: str) -> Image.Image:
     """A picture file as RGB. Raises ConfigError for one that is damaged, unreadable or absurdly large."""
@@ -311,9 +327,8 @@ def eval_batches(
 
     `limit` takes so many pictures, evenly spread, so that they are of all classes.
     """
-    count = len(pictures) if limit is None else min(limit, len(pictures))
-    order = [i * len(pictures) // count for i in range(count)]
-    keys = [order[i : i + batch_size] for i in range(0, count, batch_size)]
+    order = spread(len(pictures), limit)
+    keys = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return _load(_Evaluated(pictures, eval_transform(preprocessing, resolution, normalize=False)), keys, workers)
 
 

@@ -22,6 +22,10 @@ class NotANumberError(VigError):
     """The network's scores are NaN."""
 
 
+class DivergedError(VigError):
+    """Loss, weights or scores have left the finite numbers."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """What was predicted for which pictures, in the order in which they came.

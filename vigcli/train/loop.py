@@ -35,7 +35,7 @@ from vigcli.train.data import (
     steps_per_epoch,
     train_batches,
 )
-from vigcli.train.evaluate import Evaluation, NotANumberError, evaluate, normalized
+from vigcli.train.evaluate import DivergedError, Evaluation, NotANumberError, evaluate, normalized
 from vigcli.train.objective import Objective
 from vigcli.train.schedule import make_optimizer, make_scheduler
 
@@ -66,9 +66,9 @@ class TrainResult:
     """How a call of `train` ended.
 
     Attributes:
-        finished: False when `should_stop` ended it; `resume=True` goes on from there.
+        finished: False when `should_stop` or `until_epoch` ended it; `resume=True` goes on from there.
         checkpoint: the last one written, or None when no epoch ended.
-        evaluation: that of the last epoch, where this call evaluated it.
+        evaluation: that of the last epoch that ended, where this call evaluated it.
     """
 
     finished: bool
@@ -88,22 +88,25 @@ def train(
     data_root: Path | str | None = None,
     device: str = "cpu",
     resume: bool = False,
+    until_epoch: int | None = None,
+    opened: tuple[Pictures, Pictures] | None = None,
 ) -> TrainResult:
     """Train the recipe's network, and write state, history and checkpoint into `run_dir` at the end of every epoch.
 
     The checkpoint is the last epoch's, not the best one on the validation split: a maximum over epochs would flatter
     the network by the luck of one evaluation, and its accuracy would no longer be one of unseen pictures.
+    `until_epoch` ends this call after so many epochs of the recipe's; `opened` are the two splits to take.
     """
     data = recipe.data if data_root is None else recipe.data.changed({"root": str(data_root)})
     recipe = recipe.model_copy(update={"data": data})
-    pictures, val = open_data(data, "train"), open_data(data, "val")
+    pictures, val = opened or (open_data(data, "train"), open_data(data, "val"))
     check_classes(pictures, recipe.num_classes)
     check_classes(val, recipe.num_classes, pictures.labels)
     run = _Run(recipe, Path(run_dir), pictures.labels, len(pictures), device, dict(provenance))
     if resume:
         run.restore()
     with _repeatable(), _memory_errors(recipe):
-        return _epochs(run, pictures, _validation(recipe, val), on_event, should_stop)
+        return _epochs(run, pictures, _validation(recipe, val), on_event, should_stop, until_epoch or recipe.epochs)
 
 
 class _Stopped(Exception):
@@ -116,6 +119,7 @@ def _epochs(
     validation: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     on_event: Callable[[TrainEvent], None],
     should_stop: Callable[[], bool],
+    until_epoch: int,
 ) -> TrainResult:
     def until_stopped(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
@@ -125,7 +129,7 @@ def _epochs(
 
     evaluation = None
     try:
-        while run.epoch < run.recipe.epochs:
+        while run.epoch < min(until_epoch, run.recipe.epochs):
             start = time.perf_counter()
             for x, target in until_stopped(train_batches(run.recipe, pictures, run.epoch, run.step_of_epoch)):
                 loss = run.advance(x, target)
@@ -143,7 +147,6 @@ def _epochs(
             on_event(event)
     except _Stopped:
         run.save()
-        return run.result(None)
     return run.result(evaluation)
 
 
@@ -229,9 +232,9 @@ class _Run:
         self.progress.loss_sum += value
         return value
 
-    def diverged(self, what: str) -> VigError:
+    def diverged(self, what: str) -> DivergedError:
         """The error to raise when numbers have left the finite."""
-        return VigError(
+        return DivergedError(
             f"Training diverged at step {self.progress.step} (lr {self.lr:.3g}): {what}.",
             "Lower optimizer.lr or set clip_grad_norm; the last epoch's checkpoint and state are kept.",
         )

@@ -1,0 +1,153 @@
+"""What short trainings say: shares of right answers, their intervals, their differences on the same pictures, and the
+ranking that they make. Plain data; `resolve.py` does the training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Right = NDArray[np.bool_]
+"""(N,): which held-out pictures were answered rightly."""
+
+
+class Difference(NamedTuple):
+    """One network's top-1 minus another's, in points, with its 95 % interval."""
+
+    points: float
+    low: float
+    high: float
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the interval excludes equality."""
+        return not self.low <= 0 <= self.high
+
+    def __str__(self) -> str:
+        verdict = "" if self.is_told else ", which cannot be told from none"
+        return f"{self.points:+.1f} points (95 % interval {self.low:+.1f} to {self.high:+.1f}){verdict}"
+
+
+def paired_difference(a: Right, b: Right, z: float = 1.959964) -> Difference:
+    """a's top-1 minus b's on the same pictures (N,).
+
+    Only pictures that one of them got right and the other wrong count; the interval is Wald's after half a picture was
+    added to each of the four cells (Agresti and Min, Statistics in Medicine 24, 2005).
+    """
+    gained, lost, count = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    points = 100 * (gained - lost) / count
+    sum_, gap, total = gained + lost + 1, gained - lost, count + 2
+    spread = z * math.sqrt(sum_ - gap**2 / total)
+    return Difference(points, 100 * (gap - spread) / total, 100 * (gap + spread) / total)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of a contest, measured.
+
+    Attributes:
+        place: of the network among those that were handed over, or None for the published one.
+        rung: the last one at whose end it was measured, from 1.
+        epochs, images: trained until there.
+        top1_percent, interval_percent: on the held-out pictures, there; Wilson's interval, 95 %.
+        top1_by_rung: at the end of each rung so far.
+        versus_published: top-1 minus the published network's after the same training; None for itself.
+        diverged: its training left the finite numbers, and its top-1 is that of no answer.
+        rank: from 1, the published network among the others.
+    """
+
+    name: str
+    place: int | None
+    rung: int
+    epochs: int
+    images: int
+    top1_percent: float
+    interval_percent: tuple[float, float]
+    top1_by_rung: tuple[float, ...]
+    versus_published: Difference | None
+    diverged: bool
+    rank: int
+
+    def as_json(self) -> dict[str, Any]:
+        versus = self.versus_published
+        return {
+            "rank": self.rank,
+            "name": self.name,
+            "is_published": self.place is None,
+            "rung": self.rung,
+            "epochs": self.epochs,
+            "images": self.images,
+            "top1_percent": round(self.top1_percent, 2),
+            "top1_kind": "measured",
+            "top1_interval_95": [round(bound, 2) for bound in self.interval_percent],
+            "top1_by_rung": [round(top1, 2) for top1 in self.top1_by_rung],
+            "versus_published_points": versus and [round(points, 2) for points in versus],
+            "diverged": self.diverged,
+        }
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How a contest ended.
+
+    Attributes:
+        rows: by rank: who came further first, then who has more pictures right.
+        winner: the first of the networks that were searched and did not diverge; None where none is known yet.
+        versus_second: the winner's top-1 minus that of the next one searched that came as far.
+        finished: False where it was stopped; the ranking is then of the last rung that all of it ended.
+        guess_percent: top-1 of always answering the commonest class of the held-out pictures.
+        resolution: pixels a side.
+        budget, schedule: what everyone was given, as sentences.
+    """
+
+    rows: tuple[Row, ...]
+    winner: Row | None
+    versus_second: Difference | None
+    finished: bool
+    dataset: str
+    num_held_out: int
+    guess_percent: float
+    resolution: int
+    budget: str
+    schedule: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "winner": self.winner and self.winner.name,
+            "finished": self.finished,
+            "dataset": self.dataset,
+            "num_held_out": self.num_held_out,
+            "guess_percent": round(self.guess_percent, 2),
+            "resolution": self.resolution,
+            "budget": self.budget,
+            "schedule": self.schedule,
+            "versus_second_points": self.versus_second and [round(points, 2) for points in self.versus_second],
+            "rows": [row.as_json() for row in self.rows],
+        }
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the ranking must know, a sentence each."""
+        notes = [
+            f"Ranked by top-1 measured after short training on {self.dataset}, in place of the predicted top-1"
+            f"{'' if self.finished else '; stopped before its end'}. {self.schedule}"
+        ]
+        published = next((row for row in self.rows if row.place is None), None)
+        if self.winner is not None and self.winner.versus_published is not None and published is not None:
+            notes.append(f"{self.winner.name} against {published.name}: {self.winner.versus_published}.")
+        if self.winner is not None and self.versus_second is not None:
+            notes.append(f"{self.winner.name} against the second: {self.versus_second}.")
+        notes.append(
+            f"Intervals are of the choice of {self.num_held_out:,} held-out pictures; another seed or more epochs may "
+            "rank otherwise."
+        )
+        if self.winner is not None and self.winner.interval_percent[0] <= self.guess_percent:
+            notes.append(
+                f"The winner cannot be told from always answering the commonest class ({self.guess_percent:.1f} %): "
+                "train for longer."
+            )
+        if diverged := [row.name for row in self.rows if row.diverged]:
+            notes.append(f"Dropped because training diverged: {', '.join(diverged)}.")
+        return tuple(notes)
