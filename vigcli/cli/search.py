@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -22,7 +23,6 @@ from vigcli.cli.output import emit_json, progress, say, table
 from vigcli.units import format_count, format_duration, parse_latency_ms
 
 if TYPE_CHECKING:
-    from vigcli.config.archs import ArchConfig
     from vigcli.latency.table import LatencyTable
     from vigcli.search.job import SearchResult
 
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     metavar="RECIPE",
     help="Recipe for the found network; default: emoji10 for ten classes, else v2_s.",
 )
+@click.option(
+    "--measure", is_flag=True, help="Time the top candidates on this machine's CPU too, as fp32 on one thread."
+)
 @seed_option
 @output_option
 @dry_run_option
@@ -50,6 +53,7 @@ def command(
     resolution: int | None,
     num_classes: int | None,
     recipe_name: str | None,
+    measure: bool,
     seed: int,
     output: str | None,
     dry_run: bool,
@@ -62,13 +66,13 @@ def command(
     budget_ms = parse_latency_ms(budget)
     from vigcli.config.recipe import load_recipe
     from vigcli.config.space import load_space
-    from vigcli.latency.table import load_table
+    from vigcli.latency.table import find_table
     from vigcli.paths import find_file
     from vigcli.runs.provenance import provenance, sha256
     from vigcli.runs.rundir import RECIPE_FILE, new_run, write_run_file
 
     space_file = find_file("space", space_name)
-    space, latency_table = load_space(space_file), load_table(table_name)
+    space, (table_file, latency_table) = load_space(space_file), find_table(table_name)
     recipe_file = find_file("recipe", recipe_name or ("emoji10" if num_classes == 10 else "v2_s"))
     recipe = load_recipe(recipe_file)
     if dry_run:
@@ -80,8 +84,9 @@ def command(
                 "device": latency_table.device, "recipe": str(recipe_file), "seed": seed, "output": output,
             })  # fmt: skip
         return
+    from vigcli.search.built import build_top
     from vigcli.search.job import search
-    from vigcli.search.report import save
+    from vigcli.search.report import REPORT_FILE, save
 
     start = time.monotonic()
     with new_run("search", output) as run:
@@ -90,28 +95,31 @@ def command(
                 space, latency_table, budget_ms,
                 resolution=resolution, num_classes=num_classes, seed=seed, on_progress=advance,
             )  # fmt: skip
+            result = replace(result, built=build_top(result, measure, advance))
         comment = f"Found by `vig {shlex.join(sys.argv[1:])}`; what is not arch is {recipe_file.stem}'s."
-        answer = save(result, recipe, comment, run)
-        parents = [sha256(space_file), sha256(recipe_file)]
-        write_run_file(run, provenance(sys.argv, seed, space.model_dump_json(), parents))
+        files = {"space": space_file, "table": table_file, "recipe": recipe_file}
+        record = provenance(sys.argv, seed, space.model_dump_json(), [sha256(file) for file in files.values()])
+        answer = save(result, recipe, comment, run, record, files)
+        write_run_file(run, record)
     if as_json:
         emit_json(answer)
         return
     _print(result, latency_table)
-    say(f"Searched in {format_duration(time.monotonic() - start)}; wrote {run}/{RECIPE_FILE}, front.json, front.png.")
+    say(f"Searched in {format_duration(time.monotonic() - start)}; wrote {run}/{RECIPE_FILE} and {REPORT_FILE}.")
     data = " --data PATH" if recipe.data.source == "folder" else ""
     click.echo(f"Next:  vig train {run}/{RECIPE_FILE}{data}")
 
 
 def _print(result: SearchResult, latency_table: LatencyTable) -> None:
     from vigcli.latency.table import distinguishable
+    from vigcli.search.page import shape_text
     from vigcli.search.score import ERROR_POINTS, TIE_POINTS
 
     rows = []
     for label, network in (("best found", result.best), ("nearest published", result.nearest)):
         latency = network.latency
         rows.append((
-            label, network.name if network.name != "found" else _shape(network.config),
+            label, network.name if network.name != "found" else shape_text(network.config),
             format_count(network.params.inference), format_count(network.macs),
             f"{latency.ms:.2f} ({latency.low_ms:.2f} to {latency.high_ms:.2f}){' *' if latency.outside else ''}",
             f"{network.top1_percent:.1f} ±{ERROR_POINTS}",
@@ -156,9 +164,3 @@ def _print(result: SearchResult, latency_table: LatencyTable) -> None:
     if not result.beats_random:
         small = "; so small a space both exhaust" if result.space_size < result.num_evaluated else ""
         say(f"The evolution did NOT beat random search here{small}.")
-
-
-def _shape(config: ArchConfig) -> str:
-    """Depths N+M and widths of the stages in short: 2+0/4+3/12+3/4+2 x 24/48/128/224."""
-    depths = "/".join(f"{s.local_depth}+{s.global_depth}" for s in config.stage_shapes())
-    return f"{depths} x {'/'.join(str(s.width) for s in config.stage_shapes())}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from vigcli.search.evolution import evolve, random_search
 from vigcli.search.feasibility import cheapest
 from vigcli.search.score import ERROR_POINTS, NOT_IN_THE_SCORE
 
+if TYPE_CHECKING:
+    from vigcli.search.built import Built
+
 
 @dataclass(frozen=True)
 class Network:
@@ -32,6 +35,11 @@ class Network:
     macs: int
     latency: LatencyEstimate
     top1_percent: float
+
+    @property
+    def latencies(self) -> tuple[LatencyEstimate, ...]:
+        """By each table."""
+        return (self.latency,)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -59,6 +67,16 @@ class SearchResult:
         kept: genes that neither price nor score can see; they keep the base's value.
         choices: what the best has for the genes that are neither depths nor widths of stages, nor kept.
         judged_by_size: genes whose worth the score was never shown beyond parameters and MACs.
+        second: the next best, where one is known.
+        tables: those that price; the networks' latencies are in their order.
+        apart: like `front`, of candidates whose shape was never trained.
+        history: for each generation `evaluated`, `feasible`, `best_top1` and `hypervolume` so far.
+        limits: besides the budget, as the user wrote them.
+        undecided: genes that neither price nor score decides, and what they were left at.
+        effects: published ablations that the score used: `field`, `value`, `points`, `source`.
+        seconds: of CPU time.
+        num_feasible: of the evaluated candidates, those that keep every rule and limit.
+        built: candidates that were really built, and timed where that was asked for.
     """
 
     budget_ms: float
@@ -73,6 +91,16 @@ class SearchResult:
     kept: tuple[str, ...]
     choices: dict[str, Any]
     judged_by_size: tuple[str, ...]
+    second: Network | None = None
+    tables: tuple[LatencyTable, ...] = ()
+    apart: tuple[tuple[float, float, ArchConfig], ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
+    limits: dict[str, str] = field(default_factory=dict)
+    undecided: tuple[str, ...] = ()
+    effects: tuple[Any, ...] = ()
+    seconds: float = 0.0
+    num_feasible: int | None = None
+    built: tuple[Built, ...] = ()
 
     @property
     def beats_random(self) -> bool:
@@ -137,6 +165,7 @@ def search(
             for path in genes
             if path in seen and re.split(r"[.\[]", path)[-1 - path.endswith("]")] in NOT_IN_THE_SCORE
         ),
+        tables=(table,),
     )
 
 
