@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vigcli.config.archs import PUBLISHED, VARIANTS, ArchConfig, BlockSpec, Published
-from vigcli.latency.calibrated import family
-from vigcli.latency.table import Interval, LatencyEstimate, distinguishable
+from vigcli.latency.table import LatencyEstimate, distinguishable
 from vigcli.measure.profile import Profile, profile
 from vigcli.runs.html import Html, breakable, element, figure, joined, linked, listing, page, section, table
 from vigcli.runs.provenance import sha256
 from vigcli.search.job import Network, SearchResult
-from vigcli.search.pictures import draw_blocks, draw_history
+from vigcli.search.pictures import draw_blocks, draw_history, interval_of
 from vigcli.search.score import ERROR_POINTS, TIE_POINTS
 from vigcli.units import format_bytes, format_count, format_duration
 
@@ -79,6 +78,9 @@ def answer(result: SearchResult) -> str:
         sentences.append(f"Best and {nearest.name}: {told_apart(best, nearest)}.")
     if result.second is not None:
         sentences.append(f"Best and second: {told_apart(best, result.second)}.")
+    outside = dict.fromkeys(why for latency in best.latencies for why in latency.outside)
+    if outside:
+        sentences.append(f"Its price is OUTSIDE what was fitted ({', '.join(outside)}): do not trust it.")
     return " ".join(sentences)
 
 
@@ -156,20 +158,12 @@ def _published(network: Network) -> Published | None:
 
 def _latency(result: SearchResult, network: Network, number: int) -> Html:
     latency = network.latencies[number]
-    interval = _interval(result, network, number)
+    interval = interval_of(result, network, number)
     lines = [f"{latency.ms:.2f} ms", f"{latency.low_ms:.2f} to {latency.high_ms:.2f}: {interval.coverage_percent:g} %"]
     lines.append(latency.kind)
     if latency.outside:
         lines.append(f"OUTSIDE what was fitted: {', '.join(latency.outside)}")
     return _lines(lines)
-
-
-def _interval(result: SearchResult, network: Network, number: int) -> Interval:
-    if not result.tables:
-        return result.interval
-    prices = result.tables[number]
-    new = prices.calibration is not None and family(network.config.family) not in prices.calibration.families
-    return prices.calibration.new_family_interval if new and prices.calibration else prices.interval
 
 
 def _timed(here: Any) -> str:
@@ -312,7 +306,8 @@ def _open_questions(result: SearchResult) -> list[Html]:
     if result.choices:
         found.append(f"Chosen besides depths and widths: {_pairs(result.choices)}.")
     if result.apart:
-        found.append(f"{len(result.apart):,} candidates are kept apart: networks of such shapes were never trained.")
+        many = f"{len(result.apart):,} candidate{'s' if result.apart[1:] else ''}"
+        found.append(f"Kept apart, because no network of such a shape was ever trained: {many} of the front.")
     distillation = "with" if getattr(result.best.config, "distilled", False) else "without"
     found.append(
         f"Top-1 is what the score expects of 300 epochs of ImageNet-1k {distillation} distillation, "

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from vigcli.errors import UnavailableError
 from vigcli.files import replacing
-from vigcli.latency.table import LatencyTable
+from vigcli.latency.calibrated import family
+from vigcli.latency.table import Interval, LatencyTable
 from vigcli.measure.profile import BlockProfile
 from vigcli.runs.html import COLOURS
 from vigcli.search.job import Network, SearchResult
@@ -96,6 +97,15 @@ def ms(network: Network) -> float:
     return max(latency.ms for latency in network.latencies)
 
 
+def interval_of(result: SearchResult, network: Network, number: int) -> Interval:
+    """How wrong the price of a network by one of the tables may be; more where its family was not fitted."""
+    if not result.tables:
+        return result.interval
+    table = result.tables[number]
+    new = table.calibration is not None and family(network.config.family) not in table.calibration.families
+    return table.calibration.new_family_interval if table.calibration and new else table.interval
+
+
 def _limits(result: SearchResult) -> tuple[float, float]:
     """The picture spans the front up to the budget, its interval, and the published networks next to it."""
     inside = [result.front[0][0], ms(result.nearest), ms(result.best)]
@@ -142,7 +152,10 @@ def _devices(result: SearchResult) -> str:
     devices = " and ".join(dict.fromkeys(latency.device for latency in best))
     which = "the slower of " if len(best) > 1 else ""
     kinds = " and ".join(dict.fromkeys(latency.kind for latency in best))
-    covers = f"bars: x/÷ {result.interval.factor:g} covers {result.interval.coverage_percent:g} %"
+    intervals = [interval_of(result, result.best, number) for number in range(len(best))]
+    covers = "bars: " + " and ".join(
+        dict.fromkeys(f"x/÷ {i.factor:g} covers {i.coverage_percent:g} %" for i in intervals)
+    )
     return f"{which}{devices}; {kinds};\n{covers}"
 
 
