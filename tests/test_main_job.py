@@ -103,7 +103,9 @@ def test_search_writes_a_recipe_that_trains(vig: Vig, tmp_path: Path) -> None:
     assert best["top1_kind"] == "predicted"
     assert best["arch"]["resolution"] == 160
     run = tmp_path / answer["run"]
-    assert {"recipe.yaml", "front.json", "front.png", "run.yaml"} <= {path.name for path in run.iterdir()}
+    assert {"recipe.yaml", "front.json", "front.png", "front.svg", "report.html", "run.yaml"} <= {
+        path.name for path in run.iterdir()
+    }
     plan = json.loads(vig("train", str(run / "recipe.yaml"), "--dry-run", "--json"))
     assert plan["recipe"]["arch"] == best["arch"]
     assert plan["plan"]["images"] == 1278

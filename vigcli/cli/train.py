@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import click
 
 from vigcli.cli.options import dry_run_option, json_option, output_option, recipe_set_option
 from vigcli.cli.output import emit_json, fields, progress, say, table
+from vigcli.cli.stopping import stop_on_signal
 from vigcli.errors import Interrupted, UsageError
 
 
@@ -83,7 +82,7 @@ def command(
             write_text(run / RECIPE_FILE, dump(recipe))
             write_run_file(run, record)
         say(f"Training {_name(recipe)} at {recipe.resolution} px, {recipe.num_classes} classes, on {device}, in {run}.")
-        with progress() as advance, _stop_on_signal() as should_stop:
+        with progress() as advance, stop_on_signal() as should_stop:
 
             def on_event(event: Any) -> None:
                 note = f"epoch {event.epoch + 1}/{recipe.epochs}  loss {event.loss:.3f}"
@@ -102,26 +101,6 @@ def command(
             )
         curves(result.history, run / "curves.png")
     _report(result, run, as_json)
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM ask the loop to save and stop; a second one stops at once."""
-    stopping = False
-
-    def ask(number: int, frame: Any) -> None:
-        nonlocal stopping
-        if stopping:
-            raise KeyboardInterrupt
-        stopping = True
-        say("Stopping: saving the state after this step ...")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _name(recipe: Any) -> str:

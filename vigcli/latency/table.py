@@ -390,17 +390,24 @@ class LatencyEstimate(NamedTuple):
 
 def load_table(name: Path | str) -> LatencyTable:
     """A latency table by file, built-in name, or the name of its device (`"iPhone 13 mini"`). Raises ConfigError."""
+    return find_table(name)[1]
+
+
+def find_table(name: Path | str) -> tuple[Path, LatencyTable]:
+    """As `load_table`, with the file that the table is from."""
     try:
-        return load(LatencyTable, find_file("table", str(name)))
+        path = find_file("table", str(name))
+        return path, load(LatencyTable, path)
     except ConfigError:
         wanted = squeezed(str(name))
-        tables = {known: load(LatencyTable, find_file("table", known)) for known in builtin_names("table")}
-        for table in tables.values():
+        paths = {known: find_file("table", known) for known in builtin_names("table")}
+        for path in paths.values():
+            table = load(LatencyTable, path)
             if wanted in map(squeezed, (table.device, *table.aliases)):
-                return table
+                return path, table
         if Path(name).exists() or Path(name).suffix:
             raise
-        raise ConfigError(f"'{name}' is no known latency table.", did_you_mean(str(name), tables)) from None
+        raise ConfigError(f"'{name}' is no known latency table.", did_you_mean(str(name), paths)) from None
 
 
 def squeezed(name: str) -> str:

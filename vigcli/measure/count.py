@@ -90,3 +90,19 @@ def training_trace(family: str, spec: BlockSpec) -> OpTrace:
 @functools.lru_cache(maxsize=4096)
 def _training_trace(family: str, spec: BlockSpec) -> OpTrace:
     return trace(build_block(family, spec, "meta"), spec.in_shape)
+
+
+class BuiltCount(NamedTuple):
+    """A network built whole, with its weights: parameters in training and deployed, MACs of the deployed form."""
+
+    total: int
+    deployed: int
+    macs: int
+
+
+def count_built(config: ArchConfig) -> BuiltCount:
+    """Count a network that was really built, as a check on what is summed over blocks without building it."""
+    model = build(config)
+    network = inference_form(config, model)
+    runs = trace(network, (config.in_chans, config.resolution, config.resolution))
+    return BuiltCount(num_params(model), num_params(network), runs.macs)

@@ -1,8 +1,9 @@
-"""A network timed on this machine, to stand beside what a table predicts; `vigcli.measure.bench` does the timing."""
+"""Networks timed on this machine, to stand beside what a table predicts; `vigcli.measure.bench` does the timing."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vigcli.archs import build, inference_form
@@ -35,9 +36,23 @@ def measure_here(config: ArchConfig) -> MeasuredHere:
 
     Raises UnavailableError without ONNX Runtime, NotMeasurableError for a network that cannot be exported.
     """
+    return measure_all({"network": config})["network"]
+
+
+def measure_all(
+    configs: Mapping[str, ArchConfig], on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, MeasuredHere]:
+    """Time networks in the same rounds, so that what slows the machine down meets them all; progress counts rounds.
+
+    Raises as `measure_here` does.
+    """
     machine = this_machine()
-    network = inference_form(config, build(config))
-    shape = (config.in_chans, config.resolution, config.resolution)
-    call = Session(network, shape, f"this {config.family}")
-    found = itertools.islice(rounds({"network": call}, seed=0), NUM_ROUNDS)
-    return MeasuredHere(timing([of_round["network"] for of_round in found]), machine)
+    calls = {}
+    for name, config in configs.items():
+        network = inference_form(config, build(config))
+        calls[name] = Session(network, (config.in_chans, config.resolution, config.resolution), f"this {config.family}")
+    found = []
+    for of_round in itertools.islice(rounds(calls, seed=0), NUM_ROUNDS):
+        found.append(of_round)
+        on_progress(len(found), NUM_ROUNDS)
+    return {name: MeasuredHere(timing([of_round[name] for of_round in found]), machine) for name in configs}

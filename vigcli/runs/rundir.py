@@ -15,6 +15,7 @@ from vigcli.files import made_folder, write_text
 
 RUN_FILE = "run.yaml"
 RECIPE_FILE = "recipe.yaml"
+OPTIONS_FILE = "options.json"  # what a command was asked for, so that going on needs nothing else
 _NUMBERED = re.compile(r"(\d{4,})-.+", re.ASCII)
 
 
@@ -39,7 +40,11 @@ def new_run(job: str, folder: Path | str | None = None, root: Path | str = "runs
         try:
             yield run
         except BaseException:
-            if {path.name for path in run.iterdir()} <= {RUN_FILE, RECIPE_FILE}:  # how it began, and no result
+            if {path.name for path in run.iterdir()} <= {
+                RUN_FILE,
+                RECIPE_FILE,
+                OPTIONS_FILE,
+            }:  # how it began, and no result
                 for path in run.iterdir():
                     path.unlink()
             raise

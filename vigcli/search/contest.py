@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
@@ -15,10 +15,14 @@ from vigcli.archs import build
 from vigcli.config.archs import ArchConfig
 from vigcli.config.load import get_path
 from vigcli.config.recipe import Data, Recipe
-from vigcli.config.space import Choice
+from vigcli.config.space import Choice, SearchSpace
 from vigcli.errors import ConfigError, UsageError
+from vigcli.measure.profile import profile
 from vigcli.train.data import EMBEDDED, Pictures, open_data, steps_per_epoch, train_batches
 from vigcli.train.objective import Objective
+
+if TYPE_CHECKING:
+    from vigcli.search.job import SearchResult
 
 TOP, ETA, EPOCHS = 8, 2, 4
 IMAGES, HELD_OUT = 2_000, 2_000  # pictures of each split of a folder
@@ -78,6 +82,18 @@ def variants_of(config: ArchConfig, genes: Mapping[str, Sequence[Choice]], limit
             except ConfigError:
                 continue
     return [Contestant(label, variant) for variant, label in found.items() if label][:limit]
+
+
+def contestants_of(result: SearchResult, spaces: Sequence[SearchSpace], top: int) -> list[Contestant]:
+    """Whom a search sends: its top candidates, a quarter of the places to the best with another choice for a gene that
+    is undecided, where that meets the budget."""
+    genes = {path: choices for space in spaces for path, choices in space.genes.items() if path in result.undecided}
+    others = [
+        other
+        for other in variants_of(result.best.config, genes, 4 * top)
+        if all(profile(other.config).latency(table).ms <= result.bound_ms for table in result.tables)
+    ][: top // 4]
+    return [*(Contestant(*named) for named in result.candidates(top - len(others))), *others]
 
 
 @dataclass(frozen=True)

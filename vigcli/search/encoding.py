@@ -25,6 +25,7 @@ from vigcli.measure.count import count_block
 from vigcli.search.effects import network_points, stage_points
 from vigcli.search.score import load_score, predicted_top1_percent
 from vigcli.search.size import block_size
+from vigcli.units import format_count
 
 Array = NDArray[np.float64]
 Population = NDArray[np.intp]  # (candidates, genes), indices into the genes' choices
@@ -58,6 +59,15 @@ class Limits(NamedTuple):
     macs: float = math.inf
     size_mb: float = math.inf  # fp16 weights, 1e6 bytes
     memory_mb: float = math.inf  # fp16 activations alive at once, 1e6 bytes
+
+    def texts(self) -> dict[str, str]:
+        """What is limited, for people."""
+        units = {"params": "params", "macs": "MACs", "size_mb": "MB of fp16 weights", "memory_mb": "MB of activations"}
+        values = {
+            name: format_count(limit) if name in ("params", "macs") else f"{limit:g}"
+            for name, limit in self._asdict().items()
+        }
+        return {units[name]: text for name, text in values.items() if getattr(self, name) < math.inf}
 
     def excess(self, total: Array) -> Array:
         """By how much networks are over, as shares of the limits: (N, columns) -> (N,)."""

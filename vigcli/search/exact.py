@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,15 @@ class Exact:
     @property
     def proven(self) -> bool:
         return self.bound <= self.score
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "latency_ms": round(self.latency_ms, 4),
+            "top1_percent": round(self.score, 4),
+            "proven": self.proven,
+            "gap_points": round(self.gap_points, 4),
+            "num_bounded": self.num_bounded,
+        }
 
     @property
     def gap_points(self) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,14 @@ from vigcli.search.encoding import NO_LIMITS, Columns, Encoding, Limits, Populat
 from vigcli.search.engines import engine
 from vigcli.search.evolution import Found, evolve, random_search
 from vigcli.search.exact import Exact, exact_best
-from vigcli.search.history import History, fixed_of, lines_of
+from vigcli.search.history import HISTORY_FILE, History, fixed_of, lines_of
 from vigcli.search.members import Member, check_budget, fastest_of, last_part, prepare
 from vigcli.search.networks import Network, describe, nearest_published
 from vigcli.search.score import NOT_IN_THE_SCORE, TIE_POINTS
 from vigcli.search.ties import choose, closeness
+
+if TYPE_CHECKING:
+    from vigcli.search.built import Built
 
 Progress = Callable[[str, int, int], None]
 Point = tuple[float, float, ArchConfig]  # latency_ms, predicted top-1, the network
@@ -86,7 +89,8 @@ class SearchResult:
         exact: the proven best of each member, where it was asked for.
         seconds: CPU time of the engine.
         history: a line for each generation.
-        measured: network -> what it takes on this machine, where it was timed.
+        bound_ms: the budget, moved by the risk.
+        built: candidates that were really built, and timed where that was asked for.
     """
 
     budget_ms: float
@@ -103,15 +107,16 @@ class SearchResult:
     num_feasible: int
     space_size: int
     tables: tuple[LatencyTable, ...]
-    limits: Limits
+    limits: dict[str, str]
     kept: tuple[str, ...]
     undecided: tuple[str, ...]
     choices: dict[str, Any]
     judged_by_size: tuple[str, ...]
     exact: tuple[Exact, ...]
     seconds: float
+    bound_ms: float
     history: tuple[dict[str, Any], ...] = ()
-    measured: dict[str, Any] = field(default_factory=dict)
+    built: tuple[Built, ...] = ()
 
     @property
     def interval(self) -> Interval:
@@ -122,6 +127,14 @@ class SearchResult:
     def beats_random(self) -> bool:
         """Whether the best of the front scores higher than the best of as many random candidates."""
         return not self.random_front or self.front[-1][1] > max(score for _, score in self.random_front)
+
+    def candidates(self, most: int) -> list[tuple[str, ArchConfig]]:
+        """The best, the second, and the front from its best end, each network once."""
+        named = [("best", self.best.config)]
+        named += [("second", self.second.config)] if self.second is not None else []
+        known = [config for _, config in named]
+        others = [config for _, _, config in reversed(self.front) if config not in known]
+        return [*named, *((f"front {i}", config) for i, config in enumerate(others, 1))][:most]
 
     def tells_apart(self, other: Network) -> bool:
         """Whether the best can be told from another network, by predicted top-1 or by latency."""
@@ -204,7 +217,7 @@ def _looked_through(
         folder.mkdir(exist_ok=True)
         fixed = fixed_of(member.encoding, bound_ms, settings.seed, num_candidates)
         with History(folder, fixed, bound_ms) as history:
-            state = history.restore() if resume and any(folder.iterdir()) else None
+            state = history.restore() if resume and (folder / HISTORY_FILE).is_file() else None
             found = evolve(
                 member.encoding, bound_ms, member.seeds, generator, num_candidates=num_candidates, jobs=settings.jobs,
                 state=state, on_generation=history, on_progress=on_progress,
@@ -254,10 +267,11 @@ def _answer(
         num_feasible=sum(found.num_feasible for _, (found, *_) in looked),
         space_size=sum(space.size for space in spaces),
         tables=tuple(tables),
-        limits=settings.limits,
+        limits=settings.limits.texts(),
         undecided=home.undecided,
         exact=tuple(exact for _, (_, exact, _) in looked if exact is not None),
         seconds=seconds,
+        bound_ms=bound_ms,
         history=tuple(line for _, (_, _, lines) in looked for line in lines),
         **_genes(home, config),
     )

@@ -16,13 +16,13 @@ from vigcli.latency.table import LatencyTable
 from vigcli.search.effects import decided
 from vigcli.search.encoding import (
     MACS,
+    NO_LIMITS,
     PARAMS,
     PEAK_MB,
     WEIGHT_MB,
     Columns,
     Encoding,
     Limits,
-    NO_LIMITS,
     Population,
     encode_space,
     shape_of,

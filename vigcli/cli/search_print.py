@@ -1,0 +1,108 @@
+"""What `vig search` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vigcli.cli.output import say, table
+from vigcli.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from vigcli.search.job import SearchResult
+    from vigcli.search.measured import Resolution
+
+
+def print_answer(result: SearchResult, proxies: dict[str, Any] | None) -> None:
+    """The networks side by side, and what is to be known before they are believed."""
+    from vigcli.search.page import title
+
+    known = (
+        ("best found", result.best),
+        ("second", result.second),
+        ("nearest published", result.nearest),
+        ("yours", result.start),
+    )
+    rows = []
+    for label, network in known:
+        if network is not None:
+            latencies = [
+                f"{e.ms:.2f} ({e.low_ms:.2f} to {e.high_ms:.2f}){' *' if e.outside else ''}" for e in network.latencies
+            ]
+            rows.append((
+                label, title(network), format_count(network.params.inference), format_count(network.macs),
+                format_bytes(network.size_bytes), *latencies, f"{network.top1_percent:.1f} ±{network.error_points:.1f}",
+            ))  # fmt: skip
+    config, kind = result.best.config, result.best.latency.kind
+    coverage = f"{result.interval.coverage_percent:g} %"
+    prices = [f"ms {kind} ({coverage})"] if len(result.tables) == 1 else [f"ms {t.device}" for t in result.tables]
+    devices = "; ".join(f"{t.device}, {t.os}, {t.precision}" for t in result.tables)
+    table(
+        (
+            "", "network: depths of each stage x widths", "params", "MACs", "fp16 weights", *prices,
+            "top-1 % predicted (90 %)",
+        ),
+        rows,
+        title=f"{devices}; {config.resolution} px, {config.num_classes} classes",
+    )  # fmt: skip
+    if result.choices:
+        chosen = ", ".join(f"{path}={str(value).lower()}" for path, value in result.choices.items())
+        click.echo(f"chosen besides: {chosen}")
+    _explain(result)
+    if proxies is not None:
+        scores = [(name, f"{value:.3f}") for name, value in proxies["scores"].items()]
+        table(("", proxies["name"]), scores)
+        say(proxies["note"])
+
+
+def _explain(result: SearchResult) -> None:
+    """What is to be known before the answer is believed."""
+    best, nearest = result.best, result.nearest
+    for network in (best, nearest):
+        if network.latency.outside:
+            outside = ", ".join(network.latency.outside)
+            say(f"* {network.name}: OUTSIDE the fitted range ({outside}): do not trust its price.")
+    for latency_table in result.tables:
+        say(f"ms, {latency_table.device}: {latency_table.error_text}. Measure the winner on the device.")
+    distillation = "with distillation" if getattr(best.config, "distilled", False) else "without distillation"
+    say(f"top-1: what the score expects of 300 epochs of ImageNet-1k {distillation}, not of the data you train on.")
+    for effect in best.effects:
+        say(f"In it: {effect.points:+.2f} points for {effect.path}={effect.value} ({effect.source}).")
+    if result.judged_by_size:
+        say(f"The score knows {', '.join(result.judged_by_size)} by parameters and MACs alone: doubt its choice there.")
+    if result.kept:
+        say(f"Neither sees {', '.join(result.kept)}: kept as published.")
+    if result.undecided:
+        say(f"Undecided without data: {', '.join(result.undecided)}: kept as published.")
+    for label, other in (("second", result.second), ("nearest published", nearest)):
+        if other is not None and other.config != best.config and not result.tells_apart(other):
+            gap, ms = best.top1_percent - other.top1_percent, best.latency.ms / other.latency.ms - 1
+            say(f"Best and {label} cannot be told apart: {gap:+.2f} points and {100 * ms:+.0f} % of latency.")
+    if result.apart:
+        ms, score, _ = result.apart[-1]
+        say(f"Kept apart, shape never trained: the score would go to {score:.1f} % at {ms:.2f} ms there.")
+    chance = max((score for _, score in result.random_front), default=None)
+    versus = f"the best of as many random ones scores {chance:.1f} %" if chance else "as many random ones found none"
+    size = f"{result.space_size:,}" if result.space_size < 1e6 else f"{result.space_size:.1e}"
+    say(f"{result.num_evaluated:,} evaluations in a space of {size} networks; {versus}.")
+    if not result.beats_random:
+        small = "; so small a space both exhaust" if result.space_size < result.num_evaluated else ""
+        say(f"The evolution did NOT beat random search here{small}.")
+
+
+def print_resolution(resolution: Resolution) -> None:
+    """The ranking by short training."""
+    rows = [
+        (
+            row.rank, f"{row.name}{' (published)' if row.place is None else ''}", row.epochs, row.images,
+            f"{row.top1_percent:.1f} ({row.interval_percent[0]:.1f} to {row.interval_percent[1]:.1f})",
+            str(row.versus_published or ""),
+        )
+        for row in resolution.rows
+    ]  # fmt: skip
+    columns = ("rank", "network", "epochs", "pictures", "top-1 % measured (95 %)", "against the published one")
+    click.echo()
+    table(columns, rows, title=f"Trained shortly on {resolution.dataset}, {resolution.resolution} px")
+    for note in resolution.notes():
+        say(note)
