@@ -58,6 +58,8 @@ def print_answer(result: SearchResult, proxies: dict[str, Any] | None) -> None:
 
 def _explain(result: SearchResult) -> None:
     """What is to be known before the answer is believed."""
+    from vigcli.search.explain import why_better
+
     best, nearest = result.best, result.nearest
     for network in (best, nearest):
         if network.latency.outside:
@@ -71,6 +73,13 @@ def _explain(result: SearchResult) -> None:
         say(f"In it: {effect.points:+.2f} points for {effect.path}={effect.value} ({effect.source}).")
     if result.judged_by_size:
         say(f"The score knows {', '.join(result.judged_by_size)} by parameters and MACs alone: doubt its choice there.")
+    for network in result.doubtful:
+        outside = ", ".join(network.latency.outside)
+        found = f"the best {network.config.family}, {network.latency.ms:.2f} ms"
+        say(f"Not compared: {found} by prices outside what was fitted ({outside}).")
+    for exact in result.exact:
+        proof = "proven" if exact.proven else f"not proven in time: at most {exact.gap_points:.2f} points more are left"
+        say(f"The greatest predicted top-1 under the budget is {exact.score:.2f} %, {proof}.")
     if result.kept:
         say(f"Neither sees {', '.join(result.kept)}: kept as published.")
     if result.undecided:
@@ -79,6 +88,11 @@ def _explain(result: SearchResult) -> None:
         if other is not None and other.config != best.config and not result.tells_apart(other):
             gap, ms = best.top1_percent - other.top1_percent, best.latency.ms / other.latency.ms - 1
             say(f"Best and {label} cannot be told apart: {gap:+.2f} points and {100 * ms:+.0f} % of latency.")
+    gap = best.top1_percent - nearest.top1_percent
+    if gap > best.error_points:
+        parts = sorted(why_better(best.config, nearest.config).items(), key=lambda part: -abs(part[1]))
+        reasons = ", ".join(f"{points:+.1f} by {part}" for part, points in parts if abs(points) >= 0.05)
+        say(f"Best is {gap:.1f} points above {nearest.name}, more than the score's error: {reasons}.")
     if result.apart:
         ms, score, _ = result.apart[-1]
         say(f"Kept apart, shape never trained: the score would go to {score:.1f} % at {ms:.2f} ms there.")

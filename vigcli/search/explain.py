@@ -59,26 +59,53 @@ class Explanation(NamedTuple):
 def explain(config: ArchConfig) -> Explanation:
     """Predict a network's ImageNet-1k top-1, trained as its published weights were. Raises ConfigError."""
     score, size, known, found = load_score(), network_size(config), known_of(config), effects(config)
-    offset = score.offset(config.family)
-    error_percent = float(np.exp(-score.s(size, **known.recipe) - offset))
-    s = dict.fromkeys(PART_OF.values(), 0.0)
-    for name, value in zip(FEATURES, (*shape_features(size), *recipe_features(**known.recipe)), strict=True):
-        s[PART_OF[name]] += score.coefficients[name] * (float(value) - score.means[name])
+    s = _parts_of_s(size, known.recipe, config.family)
+    error_percent = float(np.exp(-score.s(size, **known.recipe) - s["family"]))
     return Explanation(
         size,
         100 - error_percent + sum(effect.points for effect in found),
         score.interval(config.family),
         known,
-        {part: error_percent * float(np.expm1(x)) for part, x in (*s.items(), ("family", offset))},
+        {part: error_percent * float(np.expm1(x)) for part, x in s.items()},
         found,
         undecided(config),
         score.outside(config.family, size),
     )
 
 
+def why_better(one: ArchConfig, other: ArchConfig) -> dict[str, float]:
+    """What makes one network predicted better than another, both trained as a search assumes: points of top-1 by part,
+    which add up to the difference."""
+    sizes, recipes = (network_size(one), network_size(other)), (_assumed(one), _assumed(other))
+    ours, theirs = (
+        _parts_of_s(size, recipe, config.family)
+        for size, recipe, config in zip(sizes, recipes, (one, other), strict=True)
+    )
+    score, gap = load_score(), sum(ours.values()) - sum(theirs.values())
+    error_percent = float(np.exp(-score.s(sizes[1], **recipes[1]) - theirs["family"]))
+    in_points = -np.expm1(-gap) / gap if gap else 1.0  # points that a unit of s is worth, in the mean between the two
+    found = {part: error_percent * float(in_points) * (ours[part] - theirs[part]) for part in ours}
+    ablations = sum(effect.points for effect in effects(one)) - sum(effect.points for effect in effects(other))
+    return {**found, "published ablations": ablations}
+
+
+def _parts_of_s(size: Size, recipe: dict[str, Any], family: str) -> dict[str, float]:
+    """What each part adds to s = -ln(100 - top1), against its mean over the fitted networks; and the family."""
+    score = load_score()
+    s = dict.fromkeys(PART_OF.values(), 0.0)
+    for name, value in zip(FEATURES, (*shape_features(size), *recipe_features(**recipe)), strict=True):
+        s[PART_OF[name]] += score.coefficients[name] * (float(value) - score.means[name])
+    return {**s, "family": score.offset(family)}
+
+
+def _assumed(config: ArchConfig) -> dict[str, Any]:
+    """How a search takes a network to be trained."""
+    return {"distilled": getattr(config, "distilled", False), "epochs": EPOCHS, "old_recipe": False}
+
+
 def known_of(config: ArchConfig) -> Known:
     """What is published of a network at its resolution."""
-    recipe = {"distilled": getattr(config, "distilled", False), "epochs": EPOCHS, "old_recipe": False}
+    recipe = _assumed(config)
     if isinstance(config, TimmConfig):
         for row in read_accuracy(builtin_folder("space") / "published" / "accuracy.csv"):
             if (row.network, row.resolution) == (config.name, config.resolution):

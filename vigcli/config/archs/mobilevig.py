@@ -167,7 +167,7 @@ class MobileGraphConfig(ArchConfig):
 
     def stage_shapes(self) -> tuple[StageShape, ...]:
         return tuple(
-            StageShape(s.local_depth, s.graph_depth, s.width, stride)
+            StageShape(s.local_depth, s.graph_depth * (s.mixer != "none"), s.width, stride)
             for s, stride in zip(self.stages, STRIDES, strict=True)
         )
 
