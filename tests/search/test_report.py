@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,44 +22,50 @@ from vigcli.measure.here import MeasuredHere
 from vigcli.paths import find_file
 from vigcli.runs.provenance import sha256
 from vigcli.search.built import Built
-from vigcli.search.job import Network, SearchResult, describe
+from vigcli.search.effects import Effect
+from vigcli.search.encoding import Columns
+from vigcli.search.job import SearchResult
+from vigcli.search.networks import Network, describe
 from vigcli.search.page import answer, told_apart
 from vigcli.search.report import save
-from vigcli.search.score import ERROR_POINTS
 
 TABLE = load_table("iphone13-mini")
+COLUMNS = Columns([TABLE])
 RECIPE = load_recipe(find_file("recipe", "v2_s"))
 HOSTILE = "<script>alert(1)</script>$x^2$"
-SECTIONS = ["Compared", "Front", "Stages", "How the search went", "Not decided, and why"]
+SECTIONS = ["Compared", "Front", "Stages", "How the search went", "Not decided, and why", "Where it comes from"]
 
 
 @pytest.fixture(scope="module")
 def least() -> SearchResult:
     """A front of one network, no random front, and nothing besides."""
-    nearest = describe("mobilevigv2_ti", VARIANTS["mobilevigv2_ti"], TABLE)
-    best = describe("found", VARIANTS["mobilevigv2_ti"].changed({"stages[2].local_depth": 8}), TABLE)
+    nearest = describe("mobilevigv2_ti", VARIANTS["mobilevigv2_ti"], COLUMNS)
+    best = describe("found", VARIANTS["mobilevigv2_ti"].changed({"stages[2].local_depth": 8}), COLUMNS)
     front = ((best.latency.ms, best.top1_percent, best.config),)
     return SearchResult(
-        budget_ms=1.0, best=best, nearest=nearest, published=(nearest,), front=front, random_front=(),
-        num_evaluated=100, space_size=5_000, interval=TABLE.interval, kept=(), choices={}, judged_by_size=(),
+        budget_ms=1.0, best=best, second=None, nearest=nearest, start=None, published=(nearest,), front=front, apart=(),
+        doubtful=(), random_front=(), num_evaluated=100, num_feasible=0, space_size=5_000, tables=(TABLE,), limits={},
+        kept=(), undecided=(), choices={}, by_ablations=(), exact=(), seconds=0.0, bound_ms=1.0,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def full(least: SearchResult) -> SearchResult:
-    second = describe("found", VARIANTS["mobilevigv2_ti"].changed({"stages[2].local_depth": 7}), TABLE)
-    large = describe("mobilevigv2_s", VARIANTS["mobilevigv2_s"], TABLE)
+    second = describe("found", VARIANTS["mobilevigv2_ti"].changed({"stages[2].local_depth": 7}), COLUMNS)
+    large = describe("mobilevigv2_s", VARIANTS["mobilevigv2_s"], COLUMNS)
     front = tuple(sorted((n.latency.ms, n.top1_percent, n.config) for n in (least.nearest, second, least.best)))
     timing = MeasuredHere(Timing(12.345, 0.067, 0.01, 15), Machine("A CPU", 2, "an OS", {}))
     best = Built("best", least.best.config, least.best.latency.ms, count_built(least.best.config), timing)
     return replace(
         least,
+        best=replace(least.best, effects=(Effect("cpe_kernel", 1, 7, 0.1, "arXiv:2406.05850 Table 3"),)),
         second=second, published=(least.nearest, large), front=front, random_front=((0.8, 75.0), (0.9, 76.0)),
         tables=(TABLE,), apart=((0.7, 78.0, second.config),), limits={"--max-params": "8M"},
-        history=tuple({"evaluated": 50 * i, "best_top1": 77 + i / 10, "hypervolume": 3.0 * i} for i in range(1, 9)),
-        undecided=("stages[3].mixer, left at mgc",), kept=("stages[3].reach",), judged_by_size=("cpe_kernel",),
+        history=tuple(
+            {"num_evaluated": 50 * i, "best_top1_percent": 77 + i / 10, "hypervolume": 3.0 * i} for i in range(1, 9)
+        ),
+        undecided=("stages[3].mixer",), kept=("stages[3].reach",), by_ablations=("cpe_kernel",),
         choices={"head_width": 512}, seconds=2.0, num_feasible=80, built=(best,),
-        effects=(SimpleNamespace(field="cpe_kernel", value=7, points=0.1, source="arXiv:2406.05850 Table 3"),),
     )  # fmt: skip
 
 
@@ -87,8 +92,8 @@ def test_the_full_result_is_told_from_top_to_bottom(full: SearchResult, tmp_path
     assert document.headings == [*SECTIONS[:3], "Built and counted", *SECTIONS[3:], "Where it comes from"]
     text = document.text("body")
     for said in (
-        "--max-params = 8M", "Undecided: stages[3].mixer, left at mgc", "Neither price nor score sees stages[3].reach",
-        "cpe_kernel by parameters and MACs alone", "cpe_kernel = 7: +0.1 points of top-1, published, arXiv:2406.05850",
+        "--max-params = 8M", "Undecided without data: stages[3].mixer: kept as published", "Neither price nor score sees stages[3].reach",
+        "besides their size: cpe_kernel", "cpe_kernel = 7: +0.10 points of top-1, published, arXiv:2406.05850",
         "head_width = 512", "was ever trained: 1 candidate of the front",
         "80 of them within every limit", "2 s of CPU time, 50 cand",
         "vig search --budget 1.0ms", "vig 0.1.0", sha256(files["space"]), sha256(files["table"]), TABLE.error_text,
@@ -97,7 +102,8 @@ def test_the_full_result_is_told_from_top_to_bottom(full: SearchResult, tmp_path
     assert len([tag for tag, _ in document.elements if tag == "svg"]) == 3
     pictures = document.text("svg")
     for said in ("mobilevigv2_ti", "mobilevigv2_s", "budget 1 ms", "front of 100 random networks", "stage 4",
-                 "shape never trained", f"error, ±{ERROR_POINTS} (90 %)", "each inference", "hypervolume"):  # fmt: skip
+                 "shape never trained", f"error, ±{full.best.error_points:.1f} (90 %)", "each inference",
+                 "hypervolume"):  # fmt: skip
         assert said in pictures
 
 
@@ -124,7 +130,7 @@ def test_a_cpu_never_stands_in_for_the_device(full: SearchResult, tmp_path: Path
 
 def test_a_published_figure_is_of_the_resolution_it_was_published_at(least: SearchResult, tmp_path: Path) -> None:
     smaller = VARIANTS["mobilevigv2_ti"].changed({"resolution": 160})
-    other = replace(least, nearest=describe("mobilevigv2_ti", smaller, TABLE))
+    other = replace(least, nearest=describe("mobilevigv2_ti", smaller, COLUMNS))
     assert "77.7" not in report(other, tmp_path).text("td")
 
 
@@ -132,8 +138,8 @@ def test_hostile_text_stays_text(full: SearchResult, tmp_path: Path) -> None:
     nearest = replace(full.nearest, name=HOSTILE)
     hostile = replace(
         full, nearest=nearest, published=(nearest,), limits={HOSTILE: HOSTILE}, undecided=(HOSTILE,), kept=(HOSTILE,),
-        judged_by_size=(HOSTILE,), choices={HOSTILE: HOSTILE}, tables=(TABLE.model_copy(update={"device": HOSTILE}),),
-        effects=(SimpleNamespace(field=HOSTILE, value=HOSTILE, points=1, source=HOSTILE),),
+        by_ablations=(HOSTILE,), choices={HOSTILE: HOSTILE}, tables=(TABLE.model_copy(update={"device": HOSTILE}),),
+        best=replace(full.best, effects=(Effect(HOSTILE, 1, HOSTILE, 1.0, HOSTILE),)),
     )  # fmt: skip
     (tmp_path / HOSTILE.replace("/", "")).write_text("x")
     files = {HOSTILE: tmp_path / HOSTILE.replace("/", "")}
@@ -147,7 +153,7 @@ def test_what_cannot_be_told_apart(least: SearchResult) -> None:
     best, nearest = least.best, least.nearest
 
     def at(ms: float, top1: float) -> Network:
-        return replace(best, latency=best.latency._replace(ms=ms), top1_percent=top1)
+        return replace(best, latencies=(best.latency._replace(ms=ms),), top1_percent=top1)
 
     assert told_apart(at(1.0, 78.0), at(1.05, 77.8)).endswith("they cannot be told apart")
     assert "the table tells them apart" in told_apart(at(1.0, 78.0), at(1.2, 77.8))
@@ -159,7 +165,7 @@ def test_what_cannot_be_told_apart(least: SearchResult) -> None:
 
 
 def test_a_price_outside_what_was_fitted_is_told_with_the_answer(least: SearchResult, tmp_path: Path) -> None:
-    best = describe("found", VARIANTS["clustervig_ti"].changed({"num_classes": 10}), TABLE)
+    best = describe("found", VARIANTS["clustervig_ti"].changed({"num_classes": 10}), COLUMNS)
     result = replace(least, best=best, nearest=best, tables=(TABLE,))
     assert "OUTSIDE what was fitted (" in answer(result)
     assert TABLE.calibration is not None

@@ -59,6 +59,8 @@ def print_answer(result: SearchResult, proxies: dict[str, Any] | None) -> None:
 def _explain(result: SearchResult) -> None:
     """What is to be known before the answer is believed."""
     from vigcli.search.explain import why_better
+    from vigcli.search.members import last_part
+    from vigcli.search.score import load_score
 
     best, nearest = result.best, result.nearest
     for network in (best, nearest):
@@ -71,8 +73,14 @@ def _explain(result: SearchResult) -> None:
     say(f"top-1: what the score expects of 300 epochs of ImageNet-1k {distillation}, not of the data you train on.")
     for effect in best.effects:
         say(f"In it: {effect.points:+.2f} points for {effect.path}={effect.value} ({effect.source}).")
-    if result.judged_by_size:
-        say(f"The score knows {', '.join(result.judged_by_size)} by parameters and MACs alone: doubt its choice there.")
+    if result.by_ablations:
+        known = [
+            f"{e.field}={str(e.value).lower()} {e.points:+.2f}"
+            for e in load_score().effects
+            if e.family == best.config.family and e.field in map(last_part, result.by_ablations)
+        ]
+        genes, sizes = ", ".join(result.by_ablations), ", ".join(dict.fromkeys(known))
+        say(f"By published ablations, single runs: {genes} (points a stage against the published pattern: {sizes}).")
     for network in result.doubtful:
         outside = ", ".join(network.latency.outside)
         found = f"the best {network.config.family}, {network.latency.ms:.2f} ms"

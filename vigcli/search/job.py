@@ -85,7 +85,7 @@ class SearchResult:
         kept: genes that neither price nor score can see; they keep the base's value.
         undecided: genes whose worth neither the score nor a published ablation tells; they keep the base's value.
         choices: what the best has for the genes that are neither depths nor widths of stages, nor held.
-        judged_by_size: genes whose worth the score was never shown beyond parameters and MACs.
+        by_ablations: genes whose worth, beyond parameters and MACs, published ablations alone tell.
         exact: the proven best of each member, where it was asked for.
         seconds: CPU time of the engine.
         history: a line for each generation.
@@ -111,7 +111,7 @@ class SearchResult:
     kept: tuple[str, ...]
     undecided: tuple[str, ...]
     choices: dict[str, Any]
-    judged_by_size: tuple[str, ...]
+    by_ablations: tuple[str, ...]
     exact: tuple[Exact, ...]
     seconds: float
     bound_ms: float
@@ -291,7 +291,7 @@ def _genes(member: Member, best: ArchConfig) -> dict[str, Any]:
         "choices": {
             path: get_path(data, path) for path in free if path in seen and not re.search(r"\.(\w+_depth|width)$", path)
         },
-        "judged_by_size": tuple(path for path in free if path in seen and last_part(path) in NOT_IN_THE_SCORE),
+        "by_ablations": tuple(path for path in free if path in seen and last_part(path) in NOT_IN_THE_SCORE),
     }
 
 

@@ -300,9 +300,9 @@ def _open_questions(result: SearchResult) -> list[Html]:
         found.append(f"Undecided without data: {', '.join(result.undecided)}: kept as published.")
     if result.kept:
         found.append(f"Neither price nor score sees {', '.join(result.kept)}: kept as published.")
-    if result.judged_by_size:
-        genes = ", ".join(result.judged_by_size)
-        found.append(f"The score knows {genes} by parameters and MACs alone: doubt its choice there.")
+    if result.by_ablations:
+        genes = ", ".join(result.by_ablations)
+        found.append(f"Judged by published ablations, single runs of one network, besides their size: {genes}.")
     for effect in result.best.effects:
         what = f"{effect.path} = {str(effect.value).lower()}: {effect.points:+.2f} points of top-1, published, "
         found.append(joined((what, linked(effect.source), ".")))

@@ -52,7 +52,7 @@ def save(
         "undecided_genes": list(result.undecided),
         "effects": [effect._asdict() for effect in result.best.effects],
         "exact": [exact.as_json() for exact in result.exact],
-        "genes_judged_by_size": list(result.judged_by_size),
+        "genes_judged_by_ablations": list(result.by_ablations),
         "built": [one.record() for one in result.built],
         "run": str(run),
     }
