@@ -29,8 +29,9 @@ from vigcli.archs import build_block
 from vigcli.config.archs import VARIANTS, BlockSpec, arch_config
 from vigcli.config.space import SearchSpace
 from vigcli.errors import ConfigError
+from vigcli.latency.calibration import Accuracy, Interval
 from vigcli.latency.interpolate import BlockPrice, Features, Interpolation, block_kind, features_of, left_out
-from vigcli.latency.table import Accuracy, Interval, LatencyTable, Row
+from vigcli.latency.table import LatencyTable, Row
 from vigcli.latency.trace import OpTrace
 from vigcli.measure.bench import (
     MIN_CALLS,
