@@ -1,10 +1,11 @@
 """The calibrated model: fitted numbers and held-out errors beside those of the study that proposed it."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from vigcli.latency.calibrated import (
-    CROSS_CHECK,
     IOS18_GROUP,
     MEMBERS,
     Fitter,
@@ -15,8 +16,18 @@ from vigcli.latency.calibrated import (
     hull,
     usable,
 )
-from vigcli.latency.crossvalidation import coverage, held_out, leave_one_out, on_one_device
+from vigcli.latency.crossvalidation import (
+    CANDIDATES,
+    LOSS_SCALES,
+    between_labs,
+    coverage,
+    errors,
+    held_out,
+    nested,
+    on_one_device,
+)
 from vigcli.latency.published import load_published
+from vigcli.latency.reproduced import reproduced
 from vigcli.latency.trace import OpTrace
 from vigcli.paths import builtin_folder
 
@@ -87,29 +98,45 @@ def test_price_adds_up_over_parts(published, model):
     assert model.latency_ms(trace, 2.0) == pytest.approx(2 * (model.fixed_ms + model.op_ms(trace)))
 
 
-def test_held_out_errors(published):
-    by_network = leave_one_out(*published, by="network")
-    assert by_network.mape == pytest.approx(0.0741, abs=0.001)
-    assert by_network.tau == pytest.approx(0.878, abs=0.01)
-    by_family = leave_one_out(*published, by="family")
-    assert by_family.mape == pytest.approx(0.088, abs=0.002)
-    assert by_family.within_10_ratio == pytest.approx(0.68, abs=0.02)
+def test_held_out_errors_of_the_study():
+    """Its model's scales are each member's own, ours their mean: worth 0.2 points where families are held out. What it
+    says of its second model with MobileViG held out, 2.9 %, is not found again: 2.15 %."""
+    found = {(x.model, x.by): x for x in reproduced(*load_published(FOLDER))}
+    assert len(found) == 8
+    for (model, by), x in found.items():
+        assert x.here.num_rows == {"mobilevig": 8, "labs": 226}.get(by, 135)
+        within = 0.9 if by == "mobilevig" else 0.5 if by == "nested" else 0.2
+        assert 100 * x.here.mape == pytest.approx(x.theirs_percent, abs=within), (model, by)
+        if x.theirs_tau is not None:
+            assert x.here.tau == pytest.approx(x.theirs_tau, abs=0.02)
+    assert 100 * found["mean of four", "network"].here.mape == pytest.approx(7.65, abs=0.1)
 
 
-def test_held_out_errors_of_the_study(published):
-    """The study fits and scores the suspect row too: 7.65 and 9.1 %, tau .869 and .844; its second model 8.0, 9.6 %.
+def test_a_nested_choice_is_that_of_fits_which_saw_neither_family(published):
+    """Against every fit made for itself, on a few families."""
+    rows = [row for row in published[0] if row.family in ("mobilevig", "fastvit", "mobileone", "starnet")]
+    traces = published[1]
 
-    It gives every member its labs' scales, we the mean of them, which is worth 0.2 points where families are held out.
-    """
-    rows = [*published[0], Row("timm:mobilevitv2_100", 256, "ip13mini_ios16_modelbench", 3.0)]
-    by_network, by_family = (leave_one_out(rows, published[1], by) for by in ("network", "family"))
-    assert by_network.mape == pytest.approx(0.0765, abs=0.001)
-    assert by_family.mape == pytest.approx(0.091, abs=0.002)
-    assert by_network.tau == pytest.approx(0.869, abs=0.02)
-    assert by_family.tau == pytest.approx(0.844, abs=0.02)
-    second, second_by_family = (leave_one_out(rows, published[1], by, (CROSS_CHECK,)) for by in ("network", "family"))
-    assert second.mape == pytest.approx(0.080, abs=0.002)
-    assert second_by_family.mape == pytest.approx(0.096, abs=0.002)
+    def unseen(forms, loss, rows):
+        return np.prod(held_out(Fitter(rows, traces, forms), rows, rows, "family", loss), 0)
+
+    predicted = np.zeros(len(rows))
+    for family in {row.family for row in rows}:
+        others = [row for row in rows if row.family != family]
+        choices = list(itertools.product(CANDIDATES, LOSS_SCALES))
+        best = min(choices, key=lambda choice: errors(others, unseen(*choice, others)).mape)
+        here = [i for i, row in enumerate(rows) if row.family == family]
+        predicted[here] = unseen(*best, rows)[here]
+    assert nested(rows, traces) == pytest.approx(errors(rows, predicted), rel=1e-9)
+
+
+def test_labs_are_compared_after_one_factor():
+    one = [Row(f"timm:a{i}", 224, "one", 1.0 + i) for i in range(3)]
+    other = [row._replace(group="other", latency_ms=2 * row.latency_ms) for row in one]
+    alone = Row("timm:a0", 224, "third", 9.0)  # a factor of one network says nothing
+    assert between_labs([*one, *other, alone]) == (0, 1, 1, 6)
+    off = [other[0]._replace(latency_ms=2.2), *other[1:]]
+    assert between_labs([*one, *off]).mape == pytest.approx((0.1 + (1 - 1 / 1.1)) / 6)
 
 
 def test_coverage_and_one_device(published):
@@ -130,15 +157,6 @@ def test_what_is_held_out_is_not_seen(published):
     price, _ = held_out(fitter, rows, rows[:1], "network")
     wrong = [rows[0]._replace(latency_ms=10 * rows[0].latency_ms), *rows[1:]]
     assert held_out(fitter, wrong, wrong[:1], "network")[0] == pytest.approx(price, rel=1e-9)
-
-
-def test_mobilevig_held_out(published):
-    rows, traces = published
-    model = fit([row for row in rows if row.family != "mobilevig"], traces)
-    held_out = [r for r in rows if r.family == "mobilevig" and r.group == "ip13mini_ios16_modelbench"]
-    errors = [abs(model.latency_ms(traces[row.network]) / row.latency_ms - 1) for row in held_out]
-    assert len(errors) == 8
-    assert sum(errors) / 8 < 0.04
 
 
 def test_scale_of_a_new_device(published, model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +12,41 @@ from vigcli.config.archs import VARIANTS, arch_config
 from vigcli.config.load import dump, dump_yaml
 from vigcli.config.space import load_space
 from vigcli.errors import ConfigError, NotMeasurableError
+from vigcli.latency.calibration import Calibration
 from vigcli.latency.interpolate import features_of
-from vigcli.latency.table import Calibration, LatencyTable, Row, distinguishable, kind_of, load_table, rows_for
+from vigcli.latency.table import LatencyTable, Row, distinguishable, kind_of, load_table, rows_for
 from vigcli.latency.trace import Op, OpTrace
 from vigcli.measure.profile import profile
 from vigcli.measure.tables import DEVICES, Study, calibrate, read_anchors, space_blocks
 from vigcli.paths import builtin_folder, builtin_names, find_file
 
-TABLES = {name: load_table(name) for name in builtin_names("table")}
-tables = pytest.mark.parametrize("name", TABLES)
-calibrated_tables = pytest.mark.parametrize("name", [name for name, table in TABLES.items() if table.calibration])
+tables = pytest.mark.parametrize("name", builtin_names("table"))
+calibrated_tables = pytest.mark.parametrize("name", DEVICES)
 spaces = pytest.mark.parametrize("space_name", builtin_names("space"))
 
+LEAVES = ("top-k, which leaves the Neural Engine", "a gather, which leaves the Neural Engine")
 TRACE = OpTrace((Op("pw", 3_000_000, 400_000, 10**8),), (Op("pw", 2_500_000, 400_000, 10**8),), 1)
+
+
+@functools.cache
+def shipped_table(name: str) -> LatencyTable:
+    return load_table(name)
+
+
+@functools.cache
+def blocks_of(space_name: str) -> dict[str, OpTrace]:
+    return space_blocks(load_space(find_file("space", space_name)))
 
 
 @pytest.fixture(scope="module")
 def table() -> LatencyTable:
-    return load_table("iphone13-mini")
+    return shipped_table("iphone13-mini")
+
+
+def short(table: LatencyTable) -> LatencyTable:
+    """The table with a few of its rows: reading all of them takes a second."""
+    rows = dict(list(table.rows.items())[:4])
+    return table.model_copy(update={"rows": rows, "num_rows": len(rows)})
 
 
 def model_of(table: LatencyTable) -> Calibration:
@@ -46,8 +64,7 @@ def measured(signature: str, ms: float) -> dict[str, Row]:
 @tables
 @spaces
 def test_every_block_of_a_shipped_space_has_its_row(name: str, space_name: str) -> None:
-    shipped, space = load_table(name), load_space(find_file("space", space_name))
-    blocks = space_blocks(space)
+    shipped, blocks = shipped_table(name), blocks_of(space_name)
     assert blocks.keys() <= shipped.rows.keys()
     sample = list(blocks)[:: max(1, len(blocks) // 20)]
     assert len(sample) >= 20
@@ -64,7 +81,7 @@ def test_every_block_of_a_shipped_space_has_its_row(name: str, space_name: str) 
 @spaces
 def test_the_listed_blocks_are_all_that_a_network_of_the_space_can_have(space_name: str) -> None:
     space = load_space(find_file("space", space_name))
-    base, blocks = arch_config(space.base), space_blocks(space)
+    base, blocks = arch_config(space.base), blocks_of(space_name)
     generator = np.random.default_rng(0)
     for _ in range(200):
         config = space.config(base, [int(generator.integers(len(choices))) for choices in space.genes.values()])
@@ -73,12 +90,13 @@ def test_the_listed_blocks_are_all_that_a_network_of_the_space_can_have(space_na
 
 @tables
 def test_a_table_says_what_it_is(name: str) -> None:
-    shipped = load_table(name)
+    shipped = shipped_table(name)
     assert shipped.unit == "ms"
     assert all((shipped.device, shipped.soc, shipped.os, shipped.compute_unit, shipped.protocol, shipped.source))
     assert all(row.ms > 0 for row in shipped.rows.values())
     assert (name in DEVICES) == (shipped.calibration is not None)
-    assert {"network", "family", "nested", "device"} == set(shipped.accuracy) or shipped.kind == "measured"
+    judged = {"network", "family", "nested", "mobilevig", "labs", "device"}
+    assert judged == set(shipped.accuracy) or shipped.kind == "measured"
     assert shipped.num_rows == len(shipped.rows)
 
 
@@ -153,7 +171,7 @@ def test_measured_rows_replace_calibrated_ones(table: LatencyTable) -> None:
 
 
 def test_a_table_without_a_model_interpolates_and_knows_where_it_does_not(table: LatencyTable) -> None:
-    blocks = space_blocks(load_space(find_file("space", "mobilevigv2")))
+    blocks = blocks_of("mobilevigv2")
     rows = {
         s: Row(ms=0.01 + t.macs / 1e9 + 0.02 * t.act_mb, plus_minus_ms=0.001, kind="measured", num_runs=9, where="x",
                features=features_of(t))
@@ -187,10 +205,23 @@ def test_a_second_model_that_disagrees_says_so(table: LatencyTable) -> None:
 
 
 def test_operations_that_were_not_fitted_say_so(table: LatencyTable) -> None:
-    choosing = OpTrace((*TRACE.ops, Op("topk", 1, 0, 0), Op("grp", 1, 0, 0)), TRACE.fused, 1)
-    reasons = table.estimate("mobilevigv2", [("x", choosing)]).outside
-    assert "top-k, which leaves the Neural Engine" in reasons
-    assert "operations that were not fitted (grp)" in reasons
+    choosing = OpTrace((*TRACE.ops, Op("topk", 1, 0, 0, "", "topk"), Op("grp", 1, 0, 0)), TRACE.fused, 1)
+    doubts = ("operations that were not fitted (grp)", "top-k, which leaves the Neural Engine")
+    price = table.block_ms("x", choosing)
+    assert price.doubts == doubts
+    assert table.estimate("mobilevigv2", [("x", choosing)] * 3).outside[-2:] == doubts  # once
+    known = table.with_rows(measured("x", 1.0))
+    assert known.block_ms("x", choosing).doubts == ()
+    assert known.estimate("mobilevigv2", [("x", choosing)]).outside == ()  # nothing is left to the model
+    rest = ("y", OpTrace(TRACE.ops, TRACE.fused, 1))
+    assert not {*doubts} & {*known.estimate("mobilevigv2", [("x", choosing), rest]).outside}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_attention_over_many_tokens_is_marked(table: LatencyTable, name: str) -> None:
+    """MobileViT's is over 256, of which one lab says 1.5 ms and another 7.3; separable attention is over no pairs."""
+    of_pairs = VARIANTS[name].family in ("mobilevit", "mobilevitv3") and "separable" not in str(VARIANTS[name])
+    assert ("attention over 196 tokens and more" in profile(VARIANTS[name]).latency(table).outside) == of_pairs
 
 
 def test_near_predictions_are_not_ranked() -> None:
@@ -230,14 +261,14 @@ def test_extrapolation_is_marked(table: LatencyTable) -> None:
 def test_families_that_were_not_fitted_are_marked(table: LatencyTable, name: str) -> None:
     estimate = profile(VARIANTS[name]).latency(table)
     assert "a family that was not fitted" in estimate.outside
-    assert ("top-k, which leaves the Neural Engine" in estimate.outside) == (not name.startswith("greedyvig"))
+    assert (set(LEAVES) <= set(estimate.outside)) == (not name.startswith("greedyvig"))
+    assert not set(LEAVES) & set(estimate.outside) or not name.startswith("greedyvig")
     assert estimate.high_ms == pytest.approx(estimate.ms * model_of(table).new_family_interval.factor)
 
 
 def test_a_graph_of_nearest_neighbours_is_marked_in_any_family(table: LatencyTable) -> None:
-    top_k = ("top-k, which leaves the Neural Engine",)
-    knn = ("operations that were not fitted (grp)", *top_k)
-    for mixer, marks in (("knn", knn), ("degc", top_k), ("dagc", ()), ("mgc", ())):
+    knn = ("operations that were not fitted (grp)", *LEAVES)
+    for mixer, marks in (("knn", knn), ("degc", LEAVES), ("dagc", ()), ("mgc", ())):
         config = VARIANTS["mobilevigv2_ti"].changed({"stages[3].mixer": mixer})
         outside = profile(config).latency(table).outside
         assert outside == marks or (mixer == "degc" and outside == ("ops", *marks))  # k-means is many operations
@@ -253,7 +284,7 @@ def study() -> Study:
 
 @calibrated_tables
 def test_fitting_again_gives_the_shipped_table(name: str, study: Study) -> None:
-    shipped = TABLES[name]
+    shipped = shipped_table(name)
     fitted = study.table(name, [load_space(find_file("space", "mobilevigv2"))])
     ours, theirs = model_of(fitted), model_of(shipped)
     assert len(ours.members) == len(theirs.members) == 4
@@ -280,7 +311,7 @@ def test_fitting_again_gives_the_shipped_table(name: str, study: Study) -> None:
     [("iphone12", 1.105 / 1.008), ("iphone12-pro", 1.157 / 1.008), ("iphone14", 0.864 / 1.008)],
 )
 def test_scales_are_those_of_the_study(name: str, scale: float) -> None:
-    assert model_of(TABLES[name]).scale == pytest.approx(scale, rel=0.05)
+    assert model_of(shipped_table(name)).scale == pytest.approx(scale, rel=0.05)
 
 
 # ---------------------------------------------------------------------------------------------------- a new device
@@ -344,13 +375,13 @@ def test_too_few_anchors_are_refused(table: LatencyTable, tmp_path: Path) -> Non
 
 @tables
 def test_a_table_is_found_by_its_names_and_its_device(name: str, tmp_path: Path) -> None:
-    shipped = load_table(name)
-    for known in (name, f"{name}.yaml", shipped.device, shipped.device.upper(), *shipped.aliases):
+    shipped = shipped_table(name)
+    for known in (f"{name}.yaml", shipped.device.upper(), *shipped.aliases[-1:]):
         assert load_table(known) == shipped
     path = tmp_path / "mine.yaml"
-    path.write_text(dump(shipped.model_copy(update={"device": "my phone"})))
+    path.write_text(dump(short(shipped).model_copy(update={"device": "my phone"})))
     assert load_table(path).device == "my phone"
-    assert load_table(path).rows == shipped.rows
+    assert load_table(path).rows == short(shipped).rows
 
 
 def test_an_unknown_or_damaged_table_is_refused(tmp_path: Path) -> None:
@@ -360,7 +391,7 @@ def test_an_unknown_or_damaged_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="toaster"):
         load_table("toaster")
     path = tmp_path / "mine.yaml"
-    text = dump(load_table("iphone13-mini"))
+    text = dump(short(shipped_table("iphone13-mini")))
     for old, new in (("unit: ms", "unit: us"), ("precision: fp16", "precision: fp8"), ("scale: 1.0", "scale: -1.0"),
                      ("format: 2", "format: 1"), ("soc: A15", "soc: ''"), ("date: 2", "date: x2")):  # fmt: skip
         assert old in text
@@ -370,10 +401,10 @@ def test_an_unknown_or_damaged_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_table_that_was_cut_off_is_refused(tmp_path: Path) -> None:
-    text = dump(load_table("iphone13-mini"))
+    text = dump(short(shipped_table("iphone13-mini")))
     path = tmp_path / "mine.yaml"
-    path.write_text(text[: text.index("  stem[width=24]")])
-    with pytest.raises(ConfigError, match=r"num_rows = 442, but there are 43\d"):
+    path.write_text(text[: text.rstrip().rindex("\n")])
+    with pytest.raises(ConfigError, match=r"mine\.yaml:\d+: num_rows = 4, but there are 3"):
         load_table(path)
 
 
@@ -389,7 +420,7 @@ def test_a_table_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_rows_that_say_too_little_are_refused(row: dict[str, object], complaint: str, tmp_path: Path) -> None:
-    table = load_table("iphone13-mini").model_dump(mode="json")
+    table = short(shipped_table("iphone13-mini")).model_dump(mode="json")
     table["rows"][next(iter(table["rows"]))] = row
     path = tmp_path / "mine.yaml"
     path.write_text(dump_yaml(table))
@@ -398,7 +429,7 @@ def test_rows_that_say_too_little_are_refused(row: dict[str, object], complaint:
 
 
 def test_a_table_says_what_its_rows_are() -> None:
-    rows = load_table("iphone13-mini").rows
+    rows = shipped_table("iphone13-mini").rows
     assert kind_of(rows) == "calibrated"
     row = Row(ms=1.0, plus_minus_ms=0, kind="measured", num_runs=1, where="x")
     assert kind_of({"a": row}) == "measured"

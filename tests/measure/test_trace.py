@@ -1,6 +1,7 @@
 """The op trace: the published features of timm networks, and what a run must leave alone."""
 
 import csv
+import os
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from vigcli.archs.external import build_timm, reparameterize
 from vigcli.errors import ConfigError
+from vigcli.latency.calibrated import CORE_GROUPS, IOS18_GROUP, usable
 from vigcli.latency.published import load_published
 from vigcli.latency.trace import block_names
 from vigcli.measure.trace import trace
@@ -46,19 +48,20 @@ SAMPLE = [
 FUSED_UNKNOWN = ("dm_nfnet_f0", "dm_nfnet_f1", "levit_256")
 
 
+ROWS, PUBLISHED_OPS = load_published(FOLDER)
+FITTED = {row.network for row in usable(ROWS, (*CORE_GROUPS, IOS18_GROUP))}
+
+
 def _rows():
+    """The sample, and the other networks that a table is fitted to; all that are published with VIG_ALL_NETWORKS=1."""
     seen = set()
     for row in NETWORKS:
         name = row["builder"].removeprefix("timm:")
         quick = name in SAMPLE and name not in seen
         seen.add(name)
-        marks = () if quick else pytest.mark.slow
-        yield pytest.param(row, id=f"{name}-{row['resolution']}", marks=marks)
-
-
-@pytest.fixture(scope="module")
-def published_ops():
-    return load_published(FOLDER)[1]
+        if quick or (row["builder"], int(row["resolution"])) in FITTED or "VIG_ALL_NETWORKS" in os.environ:
+            marks = () if quick else pytest.mark.slow
+            yield pytest.param(row, id=f"{name}-{row['resolution']}", marks=marks)
 
 
 def _timm_trace(name, resolution):
@@ -68,7 +71,7 @@ def _timm_trace(name, resolution):
 
 
 @pytest.mark.parametrize("row", _rows())
-def test_published_features(row, published_ops):
+def test_published_features(row):
     name, resolution = row["builder"].removeprefix("timm:"), int(row["resolution"])
     ours = _timm_trace(name, resolution)
     assert ours.act_mb == pytest.approx(float(row["act_MB"]), rel=0.01)
@@ -76,9 +79,12 @@ def test_published_features(row, published_ops):
     assert ours.spill_mb == pytest.approx(float(row["spill_MB"]), rel=0.01, abs=1e-3)
     assert ours.macs / 1e9 == pytest.approx(float(row["gmacs"]), rel=0.01)
     if name not in FUSED_UNKNOWN:
-        theirs = published_ops[row["builder"], resolution].fused
+        theirs = PUBLISHED_OPS[row["builder"], resolution].fused
         assert sum(op.act_bytes for op in ours.fused) == pytest.approx(sum(op.act_bytes for op in theirs), rel=0.01)
         assert Counter(op.kind for op in ours.fused) == Counter(op.kind for op in theirs)
+    many_tokens = name.startswith(("deit", "vit_", "levit", "mobilevit_", "pit"))
+    large = resolution >= 300 and name.startswith(("efficientnet", "dm_nfnet", "fastvit"))
+    assert {op.mark for op in ours.ops} - {""} == ({"tokens"} if many_tokens else {"excite"} if large else set())
 
 
 class _Residual(nn.Module):
@@ -97,7 +103,7 @@ def test_folding_and_blocks():
     result = trace(model, (8, 10, 10), {"first": model.first, "second": model.second})
     assert [(op.kind, op.block) for op in result.ops] == [("pw", "first"), ("grp", "second"), ("pw", ""), ("elt", "")]
     assert [op.kind for op in result.fused] == ["pw", "grp", "pw"]
-    assert result.ops[0] == ("pw", 2 * 2400, 2 * 128, 12800, "first")
+    assert result.ops[0] == ("pw", 2 * 2400, 2 * 128, 12800, "first", "")
     assert result.fused[2].act_bytes == 2 * (1600 + 800)  # reads its input and the other branch, writes the sum
     parts = [result.block(name) for name in block_names(result.ops)]
     assert sum(part.act_mb for part in parts) == pytest.approx(result.act_mb)
@@ -132,7 +138,58 @@ def test_unknown_op_is_not_free():
             return torch.cumsum(x, 1)
 
     (op,) = trace(Odd(), (4, 8, 8)).ops
-    assert op == ("elt", 2 * 2 * 256, 0, 0, "")
+    assert op == ("elt", 2 * 2 * 256, 0, 0, "", "")
+
+
+class _Called(nn.Module):
+    """A function of the image and of some fixed numbers."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.register_buffer("places", torch.tensor([2, 0, 1]))
+
+    def forward(self, x):
+        return self.function(x, self.places)
+
+
+def _excite(x):
+    return x * x.mean((2, 3), keepdim=True).sigmoid()
+
+
+def _sampled(x):
+    return nn.functional.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), align_corners=False)
+
+
+def _attend(x, tokens):
+    q = x.flatten(2)[..., :tokens].mT  # (1, N, C)
+    return (q @ q.mT).softmax(-1) @ q
+
+
+@pytest.mark.parametrize(
+    ("function", "size", "marks"),
+    [
+        (lambda x, places: x[:, places], 20, {"gather"}),
+        (lambda x, places: x.index_select(1, places), 20, {"gather"}),
+        (lambda x, places: torch.zeros_like(x).scatter(1, x.argmax(1, keepdim=True), x), 20, {"gather"}),
+        (lambda x, places: places[places] + x.mean(), 20, set()),  # what is fixed is looked up before
+        (lambda x, places: x.topk(2, 1).values, 20, {"topk"}),
+        (lambda x, places: x.sort(1).values, 20, {"topk"}),
+        (lambda x, places: _sampled(x), 20, {"grid_sample"}),
+        (lambda x, places: nn.functional.interpolate(x, scale_factor=2, mode="bilinear"), 20, set()),  # was fitted
+        (lambda x, places: _attend(x, 195), 20, set()),
+        (lambda x, places: _attend(x, 196), 20, {"tokens"}),
+        (lambda x, places: x.flatten(2).softmax(-1), 300, set()),  # separable attention: one number a token
+        (lambda x, places: _excite(x), 299, set()),
+        (lambda x, places: _excite(x), 300, {"excite"}),
+        (lambda x, places: x * x.sigmoid() * 0.5, 300, set()),
+        (lambda x, places: x * places[:, None, None], 300, set()),  # a layer scale
+    ],
+)
+def test_what_a_price_is_wrong_about_is_marked(function, size, marks):
+    found = trace(_Called(function), (3, size, size))
+    for ops in (found.ops, found.fused):
+        assert {op.mark for op in ops} - {""} == marks
 
 
 def test_write_into_a_slice_keeps_the_path():

@@ -12,7 +12,7 @@ from vigcli.cli.output import emit_json, say, table
 from vigcli.errors import ConfigError, UsageError, VigError, did_you_mean
 
 if TYPE_CHECKING:
-    from vigcli.latency.table import Accuracy
+    from vigcli.latency.calibration import Accuracy
 
 WORSE_PERCENT, WORSE_TAU = 0.1, 0.01  # what may differ between two machines
 

@@ -47,13 +47,6 @@ def held_out(
     return price, scale
 
 
-def leave_one_out(
-    rows: Sequence[Row], traces: Mapping[Network, OpTrace], by: str = "network", forms: Sequence[Form] = MEMBERS
-) -> Errors:
-    """Refit without each network (or family) in turn and predict its rows."""
-    return errors(rows, np.prod(held_out(Fitter(rows, traces, forms), rows, rows, by), 0))
-
-
 def nested(rows: Sequence[Row], traces: Mapping[Network, OpTrace]) -> Errors:
     """Each family predicted by the candidate and loss that predict the other families best when these are held out.
 

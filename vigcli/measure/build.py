@@ -31,8 +31,9 @@ from vigcli.config.archs import VARIANTS, BlockSpec, arch_config
 from vigcli.config.space import SearchSpace, sample
 from vigcli.config.space_blocks import space_specs
 from vigcli.errors import ConfigError
+from vigcli.latency.calibration import Accuracy, Interval
 from vigcli.latency.interpolate import BlockPrice, Features, Interpolation, block_kind, features_of, left_out
-from vigcli.latency.table import Accuracy, Interval, LatencyTable, Row
+from vigcli.latency.table import LatencyTable, Row
 from vigcli.latency.trace import OpTrace
 from vigcli.measure.bench import (
     MIN_CALLS,

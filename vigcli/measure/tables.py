@@ -35,6 +35,7 @@ from vigcli.latency.calibrated import (
     hull,
     usable,
 )
+from vigcli.latency.calibration import Accuracy, Calibration, Hull, Interval, Member
 from vigcli.latency.crossvalidation import (
     Errors,
     between_labs,
@@ -46,7 +47,7 @@ from vigcli.latency.crossvalidation import (
     one_family_held_out,
 )
 from vigcli.latency.published import load_published, read_csv
-from vigcli.latency.table import Accuracy, Calibration, Hull, Interval, LatencyTable, Member, rows_for
+from vigcli.latency.table import LatencyTable, rows_for
 from vigcli.latency.trace import OpTrace
 from vigcli.measure.count import count_block
 from vigcli.measure.profile import profile

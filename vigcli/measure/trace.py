@@ -246,9 +246,17 @@ def _mark(node: Node, image: tuple[int, ...]) -> str:
         return "gather"
     if node.name.startswith("grid_sampler"):
         return "grid_sample"
-    if node.kind == "sm" and math.prod(node.shape[-2:]) >= MANY_TOKENS**2:  # queries x keys
+    if node.kind == "sm" and math.prod(node.shape[-2:]) >= MANY_TOKENS**2 and _is_of_pairs(node):
         return "tokens"
     return "excite" if min(image[-2:]) >= MANY_PIXELS and _is_excite(node) else ""
+
+
+def _is_of_pairs(node: Node) -> bool:
+    """Whether a softmax is over products of queries and keys, scaled, biased or mixed between heads: (..., q, k)."""
+    source = node.inputs[0]
+    while source.kind in ("view", "affine", "pw", "perm", "copy"):
+        source = next(x for x in source.inputs if not x.constant)
+    return source.kind == "mm"
 
 
 def _is_excite(node: Node) -> bool:
