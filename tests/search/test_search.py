@@ -159,12 +159,13 @@ def test_a_shipped_space_is_priced_as_its_networks(name: str, changes: dict[str,
     values = encoding.evaluate(population)
     fair = np.flatnonzero(values.violation == 0)[:15]
     assert len(fair) >= 5
+    doubts = {why for variant in trained.values() for why in describe("", variant, COLUMNS).latency.outside}
     assert encoding.price(population) == pytest.approx(values.latency_ms, rel=1e-12)
     for i in fair:
         network = describe("", encoding.config(population[i]), COLUMNS)
         assert values.latency_ms[i] == pytest.approx(network.latency.ms, abs=1e-9)
         assert values.score[i] == pytest.approx(network.top1_percent, abs=1e-9)
-        assert not network.latency.outside
+        assert set(network.latency.outside) <= doubts
 
 
 @spaces
