@@ -9,19 +9,31 @@ import pytest
 
 from vigcli.config.archs import VARIANTS, arch_config
 from vigcli.config.load import dump, dump_yaml
-from vigcli.config.space import load_space
+from vigcli.config.space import SearchSpace, named_spaces, variants_inside
+from vigcli.config.space_blocks import space_specs
 from vigcli.errors import ConfigError, NotMeasurableError
 from vigcli.latency.interpolate import features_of
 from vigcli.latency.table import Calibration, LatencyTable, Row, distinguishable, kind_of, load_table, rows_for
 from vigcli.latency.trace import Op, OpTrace
+from vigcli.measure.count import count_block
 from vigcli.measure.profile import profile
-from vigcli.measure.tables import DEVICES, Study, calibrate, read_anchors, space_blocks
-from vigcli.paths import builtin_folder, builtin_names, find_file
+from vigcli.measure.tables import (
+    DEVICES,
+    Coverage,
+    Study,
+    calibrate,
+    read_anchors,
+    space_blocks,
+    space_coverage,
+)
+from vigcli.paths import builtin_folder, builtin_names
 
 TABLES = {name: load_table(name) for name in builtin_names("table")}
 tables = pytest.mark.parametrize("name", TABLES)
 calibrated_tables = pytest.mark.parametrize("name", [name for name, table in TABLES.items() if table.calibration])
-spaces = pytest.mark.parametrize("space_name", builtin_names("space"))
+measured_tables = pytest.mark.parametrize("name", [name for name, table in TABLES.items() if not table.calibration])
+SPACES = {space.name: space for space in named_spaces()}
+spaces = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 TRACE = OpTrace((Op("pw", 3_000_000, 400_000, 10**8),), (Op("pw", 2_500_000, 400_000, 10**8),), 1)
 
@@ -43,32 +55,63 @@ def measured(signature: str, ms: float) -> dict[str, Row]:
 # ---------------------------------------------------------------------------------------------------- rows
 
 
-@tables
+@calibrated_tables
 @spaces
-def test_every_block_of_a_shipped_space_has_its_row(name: str, space_name: str) -> None:
-    shipped, space = load_table(name), load_space(find_file("space", space_name))
-    blocks = space_blocks(space)
-    assert blocks.keys() <= shipped.rows.keys()
-    sample = list(blocks)[:: max(1, len(blocks) // 20)]
-    assert len(sample) >= 20
-    if shipped.calibration is None:
-        assert all(shipped.rows[signature].num_runs > 0 for signature in sample)
-        return
-    computed = rows_for(shipped.calibration, [(signature, blocks[signature]) for signature in sample])
+def test_every_block_of_a_shipped_space_has_its_row(name: str, space: SearchSpace) -> None:
+    shipped, family, specs = TABLES[name], arch_config(space.base).family, space_specs(space)
+    assert specs.keys() <= shipped.rows.keys()
+    sample = list(specs)[:: len(specs) // 20]
+    traces = [(signature, count_block(family, specs[signature]).deployed) for signature in sample]
+    computed = rows_for(model_of(shipped), traces)
     for signature in sample:
         if shipped.rows[signature].kind == "calibrated":
             assert shipped.rows[signature].ms == pytest.approx(computed[signature].ms, abs=2e-6)
             assert shipped.rows[signature].plus_minus_ms == pytest.approx(computed[signature].plus_minus_ms, abs=2e-6)
 
 
+@measured_tables
 @spaces
-def test_the_listed_blocks_are_all_that_a_network_of_the_space_can_have(space_name: str) -> None:
-    space = load_space(find_file("space", space_name))
-    base, blocks = arch_config(space.base), space_blocks(space)
-    generator = np.random.default_rng(0)
-    for _ in range(200):
-        config = space.config(base, [int(generator.integers(len(choices))) for choices in space.genes.values()])
-        assert {spec.signature for spec in config.blocks()} <= blocks.keys()
+def test_every_block_of_a_shipped_space_is_measured_or_between_such(name: str, space: SearchSpace) -> None:
+    shipped, family, specs = TABLES[name], arch_config(space.base).family, space_specs(space)
+    assert all(row.num_runs > 0 for row in shipped.rows.values())
+    for variant in variants_inside(space):
+        assert {spec.signature for spec in arch_config(variant).blocks()} <= shipped.rows.keys()
+    between = [signature for signature in specs if signature not in shipped.rows]
+    for signature in between[:: len(between) // 15 + 1]:
+        assert shipped.block_ms(signature, count_block(family, specs[signature]).deployed).how == "interpolated"
+
+
+@pytest.mark.slow
+@tables
+@spaces
+def test_a_shipped_table_knows_all_blocks_of_the_shipped_spaces(name: str, space: SearchSpace) -> None:
+    found = space_coverage(TABLES[name], space)
+    assert not found.missing
+    assert found.num_blocks == found.num_rows + found.num_between
+
+
+def test_a_block_that_a_table_does_not_know_is_told() -> None:
+    """A calibrated table that lacks a row, and a measured one that lacks the biggest or all of a kind."""
+    space = SPACES["mobilevig"]
+    small = space.model_copy(update={"genes": {"stages[3].width": (192, 256, 320), "head_width": (384, 512)}})
+    signatures = list(space_specs(small))
+    shipped = TABLES["iphone13-mini"]
+    assert space_coverage(shipped, small).missing == ()
+    lacking = shipped.model_copy(update={"rows": {s: r for s, r in shipped.rows.items() if s != signatures[0]}})
+    assert space_coverage(lacking, small).missing == (signatures[0],)
+    features = {s: features_of(trace) for s, trace in space_blocks(small).items()}
+    rows = {
+        s: Row(ms=0.1, plus_minus_ms=0, kind="measured", num_runs=9, where="x", features=f) for s, f in features.items()
+    }
+    graphs = sorted((s for s in rows if s.startswith("graph")), key=lambda s: rows[s].features[0])  # type: ignore[index]
+
+    def without(*dropped: str) -> Coverage:
+        kept = {s: row for s, row in rows.items() if s not in dropped}
+        return space_coverage(shipped.model_copy(update={"calibration": None, "rows": kept}), small)
+
+    assert without(graphs[1]) == (len(rows), len(rows) - 1, len(rows) - 1, 1, ())
+    assert without(graphs[-1]).missing == (graphs[-1],)
+    assert set(without(*graphs).missing) == set(graphs)
 
 
 @tables
@@ -153,7 +196,7 @@ def test_measured_rows_replace_calibrated_ones(table: LatencyTable) -> None:
 
 
 def test_a_table_without_a_model_interpolates_and_knows_where_it_does_not(table: LatencyTable) -> None:
-    blocks = space_blocks(load_space(find_file("space", "mobilevigv2")))
+    blocks = space_blocks(SPACES["mobilevig"])
     rows = {
         s: Row(ms=0.01 + t.macs / 1e9 + 0.02 * t.act_mb, plus_minus_ms=0.001, kind="measured", num_runs=9, where="x",
                features=features_of(t))
@@ -169,7 +212,7 @@ def test_a_table_without_a_model_interpolates_and_knows_where_it_does_not(table:
         assert price.how in ("interpolated", "outside")
         errors.append(abs(price.ms / rows[s].ms - 1))
     assert np.median(errors) < 0.02
-    for s in list(kept)[::40]:
+    for s in list(kept)[::20]:
         assert bare.block_ms(s, blocks[s]).how == "exact"
     bigger = OpTrace(tuple(op._replace(macs=100 * op.macs) for op in TRACE.ops), TRACE.fused, 1)
     assert bare.block_ms("inverted_residual[expansion=4] 9x9x9", bigger).how == "outside"
@@ -254,7 +297,7 @@ def study() -> Study:
 @calibrated_tables
 def test_fitting_again_gives_the_shipped_table(name: str, study: Study) -> None:
     shipped = TABLES[name]
-    fitted = study.table(name, [load_space(find_file("space", "mobilevigv2"))])
+    fitted = study.table(name, [SPACES["mobilevig"]])
     ours, theirs = model_of(fitted), model_of(shipped)
     assert len(ours.members) == len(theirs.members) == 4
     for one, other in zip((*ours.members, ours.cross_check), (*theirs.members, theirs.cross_check), strict=True):

@@ -16,11 +16,11 @@ from vigcli.config.archs.mobilevig import MobileViGv2Config
 from vigcli.config.fields import describe as describe_fields
 from vigcli.config.load import get_path
 from vigcli.config.recipe import load_recipe
-from vigcli.config.space import SearchSpace, encode, load_space
+from vigcli.config.space import SearchSpace, encode, load_space, named_spaces
 from vigcli.errors import ConfigError, InfeasibleError
 from vigcli.latency.table import LatencyTable, load_table
 from vigcli.measure.profile import profile
-from vigcli.paths import builtin_names, find_file
+from vigcli.paths import find_file
 from vigcli.registry import FAMILIES
 from vigcli.search.encoding import Encoding, Population, encode_space
 from vigcli.search.evolution import Found, evolve, random_search
@@ -29,7 +29,7 @@ from vigcli.search.job import SearchResult, describe, nearest_published, search
 from vigcli.search.report import save
 
 TABLE = load_table("iphone13-mini")
-SHIPPED = builtin_names("space")
+SHIPPED = [space.name for space in named_spaces()]
 spaces = pytest.mark.parametrize("name", SHIPPED)
 
 TRAINED = ("mobilevigv2_ti", "mobilevigv2_s")
