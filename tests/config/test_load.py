@@ -340,16 +340,16 @@ def test_a_complaint_says_where_what_and_how_to_mend_it(
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        ("stages[1].reach", "stages[1].raech", r":14: genes: stages\[1\]\.raech: no such key"),
-        ("stages[1].reach", "stages[7].reach", r":14: genes: stages\[7\]\.reach: stages has only 4"),
-        ("stages[1].reach", "stages[1]..reach", r":14: genes: 'stages\[1\]\.\.reach' is not a path"),
-        ("[4, 6, 8]", "[4, x]", r":14: genes: stages\[1\]\.reach: must be an integer, not \"x\""),
-        ("[4, 6, 8]", "[4, 4]", ":14: .*stands twice"),
-        ("[4, 6, 8]", "[]", r":14: genes\.stages\[1\]\.reach: must have at least 1"),
-        ("base: mobilevigv2_s", "base: nope", ":7: base: 'nope' is no known network"),
-        ("base: mobilevigv2_s", "base: timm:resnet18", ":7: base: a network of timm"),
-        ("mobilevigv2_b]", "nope]", r":25: trained_shapes\.variants\[3\]: 'nope' is no known"),
-        ("mobilevigv2_b]", "timm:resnet18]", ":24: trained_shapes: timm:resnet18 is of another family"),
+        ("stages[1].reach", "stages[1].raech", r":18: genes: stages\[1\]\.raech: no such key"),
+        ("stages[1].reach", "stages[7].reach", r":18: genes: stages\[7\]\.reach: stages has only 4"),
+        ("stages[1].reach", "stages[1]..reach", r":18: genes: 'stages\[1\]\.\.reach' is not a path"),
+        ("[4, 6, 8]", "[4, x]", r":18: genes: stages\[1\]\.reach: must be an integer, not \"x\""),
+        ("[4, 6, 8]", "[4, 4]", ":18: .*stands twice"),
+        ("[4, 6, 8]", "[]", r":18: genes\.stages\[1\]\.reach: must have at least 1"),
+        ("base: mobilevigv2_s", "base: nope", ":10: base: 'nope' is no known network"),
+        ("base: mobilevigv2_s", "base: timm:resnet18", ":10: base: a network of timm"),
+        ("mobilevigv2_b]", "nope]", r":33: trained_shapes\.variants\[3\]: 'nope' is no known"),
+        ("mobilevigv2_b]", "timm:resnet18]", ":32: trained_shapes: timm:resnet18 is of another family"),
     ],
 )
 def test_a_space_is_checked_when_it_is_loaded(tmp_path: Path, old: str, new: str, what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,37 +9,40 @@ import pytest
 
 from vigcli.config.archs import VARIANTS, arch_config
 from vigcli.config.load import dump, dump_yaml
-from vigcli.config.space import load_space
+from vigcli.config.space import SearchSpace, named_spaces, variants_inside
+from vigcli.config.space_blocks import space_specs
 from vigcli.errors import ConfigError, NotMeasurableError
 from vigcli.latency.calibration import Calibration
 from vigcli.latency.interpolate import features_of
 from vigcli.latency.table import LatencyTable, Row, distinguishable, kind_of, load_table, rows_for
 from vigcli.latency.trace import Op, OpTrace
+from vigcli.measure.count import count_block
 from vigcli.measure.profile import profile
-from vigcli.measure.tables import DEVICES, Study, calibrate, read_anchors, space_blocks
-from vigcli.paths import builtin_folder, builtin_names, find_file
+from vigcli.measure.tables import (
+    DEVICES,
+    Coverage,
+    Study,
+    calibrate,
+    read_anchors,
+    space_blocks,
+    space_coverage,
+)
+from vigcli.paths import builtin_folder, builtin_names
 
-tables = pytest.mark.parametrize("name", builtin_names("table"))
-calibrated_tables = pytest.mark.parametrize("name", DEVICES)
-spaces = pytest.mark.parametrize("space_name", builtin_names("space"))
+TABLES = {name: load_table(name) for name in builtin_names("table")}
+tables = pytest.mark.parametrize("name", TABLES)
+calibrated_tables = pytest.mark.parametrize("name", [name for name, table in TABLES.items() if table.calibration])
+measured_tables = pytest.mark.parametrize("name", [name for name, table in TABLES.items() if not table.calibration])
+SPACES = {space.name: space for space in named_spaces()}
+spaces = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 LEAVES = ("top-k, which leaves the Neural Engine", "a gather, which leaves the Neural Engine")
 TRACE = OpTrace((Op("pw", 3_000_000, 400_000, 10**8),), (Op("pw", 2_500_000, 400_000, 10**8),), 1)
 
 
-@functools.cache
-def shipped_table(name: str) -> LatencyTable:
-    return load_table(name)
-
-
-@functools.cache
-def blocks_of(space_name: str) -> dict[str, OpTrace]:
-    return space_blocks(load_space(find_file("space", space_name)))
-
-
 @pytest.fixture(scope="module")
 def table() -> LatencyTable:
-    return shipped_table("iphone13-mini")
+    return TABLES["iphone13-mini"]
 
 
 def short(table: LatencyTable) -> LatencyTable:
@@ -61,36 +63,68 @@ def measured(signature: str, ms: float) -> dict[str, Row]:
 # ---------------------------------------------------------------------------------------------------- rows
 
 
-@tables
+@calibrated_tables
 @spaces
-def test_every_block_of_a_shipped_space_has_its_row(name: str, space_name: str) -> None:
-    shipped, blocks = shipped_table(name), blocks_of(space_name)
-    assert blocks.keys() <= shipped.rows.keys()
-    sample = list(blocks)[:: max(1, len(blocks) // 20)]
-    assert len(sample) >= 20
-    if shipped.calibration is None:
-        assert all(shipped.rows[signature].num_runs > 0 for signature in sample)
-        return
-    computed = rows_for(shipped.calibration, [(signature, blocks[signature]) for signature in sample])
+def test_every_block_of_a_shipped_space_has_its_row(name: str, space: SearchSpace) -> None:
+    shipped, family, specs = TABLES[name], arch_config(space.base).family, space_specs(space)
+    assert specs.keys() <= shipped.rows.keys()
+    sample = list(specs)[:: len(specs) // 20]
+    traces = [(signature, count_block(family, specs[signature]).deployed) for signature in sample]
+    computed = rows_for(model_of(shipped), traces)
     for signature in sample:
         if shipped.rows[signature].kind == "calibrated":
             assert shipped.rows[signature].ms == pytest.approx(computed[signature].ms, abs=2e-6)
             assert shipped.rows[signature].plus_minus_ms == pytest.approx(computed[signature].plus_minus_ms, abs=2e-6)
 
 
+@measured_tables
 @spaces
-def test_the_listed_blocks_are_all_that_a_network_of_the_space_can_have(space_name: str) -> None:
-    space = load_space(find_file("space", space_name))
-    base, blocks = arch_config(space.base), blocks_of(space_name)
-    generator = np.random.default_rng(0)
-    for _ in range(200):
-        config = space.config(base, [int(generator.integers(len(choices))) for choices in space.genes.values()])
-        assert {spec.signature for spec in config.blocks()} <= blocks.keys()
+def test_every_block_of_a_shipped_space_is_measured_or_between_such(name: str, space: SearchSpace) -> None:
+    shipped, family, specs = TABLES[name], arch_config(space.base).family, space_specs(space)
+    assert all(row.num_runs > 0 for row in shipped.rows.values())
+    for variant in variants_inside(space):
+        assert {spec.signature for spec in arch_config(variant).blocks()} <= shipped.rows.keys()
+    between = [signature for signature in specs if signature not in shipped.rows]
+    for signature in between[:: len(between) // 15 + 1]:
+        assert shipped.block_ms(signature, count_block(family, specs[signature]).deployed).how == "interpolated"
+
+
+@pytest.mark.slow
+@tables
+@spaces
+def test_a_shipped_table_knows_all_blocks_of_the_shipped_spaces(name: str, space: SearchSpace) -> None:
+    found = space_coverage(TABLES[name], space)
+    assert not found.missing
+    assert found.num_blocks == found.num_rows + found.num_between
+
+
+def test_a_block_that_a_table_does_not_know_is_told() -> None:
+    """A calibrated table that lacks a row, and a measured one that lacks the biggest or all of a kind."""
+    space = SPACES["mobilevig"]
+    small = space.model_copy(update={"genes": {"stages[3].width": (192, 256, 320), "head_width": (384, 512)}})
+    signatures = list(space_specs(small))
+    shipped = TABLES["iphone13-mini"]
+    assert space_coverage(shipped, small).missing == ()
+    lacking = shipped.model_copy(update={"rows": {s: r for s, r in shipped.rows.items() if s != signatures[0]}})
+    assert space_coverage(lacking, small).missing == (signatures[0],)
+    features = {s: features_of(trace) for s, trace in space_blocks(small).items()}
+    rows = {
+        s: Row(ms=0.1, plus_minus_ms=0, kind="measured", num_runs=9, where="x", features=f) for s, f in features.items()
+    }
+    graphs = sorted((s for s in rows if s.startswith("graph")), key=lambda s: rows[s].features[0])  # type: ignore[index]
+
+    def without(*dropped: str) -> Coverage:
+        kept = {s: row for s, row in rows.items() if s not in dropped}
+        return space_coverage(shipped.model_copy(update={"calibration": None, "rows": kept}), small)
+
+    assert without(graphs[1]) == (len(rows), len(rows) - 1, len(rows) - 1, 1, ())
+    assert without(graphs[-1]).missing == (graphs[-1],)
+    assert set(without(*graphs).missing) == set(graphs)
 
 
 @tables
 def test_a_table_says_what_it_is(name: str) -> None:
-    shipped = shipped_table(name)
+    shipped = TABLES[name]
     assert shipped.unit == "ms"
     assert all((shipped.device, shipped.soc, shipped.os, shipped.compute_unit, shipped.protocol, shipped.source))
     assert all(row.ms > 0 for row in shipped.rows.values())
@@ -171,7 +205,7 @@ def test_measured_rows_replace_calibrated_ones(table: LatencyTable) -> None:
 
 
 def test_a_table_without_a_model_interpolates_and_knows_where_it_does_not(table: LatencyTable) -> None:
-    blocks = blocks_of("mobilevigv2")
+    blocks = space_blocks(SPACES["mobilevig"])
     rows = {
         s: Row(ms=0.01 + t.macs / 1e9 + 0.02 * t.act_mb, plus_minus_ms=0.001, kind="measured", num_runs=9, where="x",
                features=features_of(t))
@@ -187,7 +221,7 @@ def test_a_table_without_a_model_interpolates_and_knows_where_it_does_not(table:
         assert price.how in ("interpolated", "outside")
         errors.append(abs(price.ms / rows[s].ms - 1))
     assert np.median(errors) < 0.02
-    for s in list(kept)[::40]:
+    for s in list(kept)[::20]:
         assert bare.block_ms(s, blocks[s]).how == "exact"
     bigger = OpTrace(tuple(op._replace(macs=100 * op.macs) for op in TRACE.ops), TRACE.fused, 1)
     assert bare.block_ms("inverted_residual[expansion=4] 9x9x9", bigger).how == "outside"
@@ -284,8 +318,8 @@ def study() -> Study:
 
 @calibrated_tables
 def test_fitting_again_gives_the_shipped_table(name: str, study: Study) -> None:
-    shipped = shipped_table(name)
-    fitted = study.table(name, [load_space(find_file("space", "mobilevigv2"))])
+    shipped = TABLES[name]
+    fitted = study.table(name, [SPACES["mobilevig"]])
     ours, theirs = model_of(fitted), model_of(shipped)
     assert len(ours.members) == len(theirs.members) == 4
     for one, other in zip((*ours.members, ours.cross_check), (*theirs.members, theirs.cross_check), strict=True):
@@ -311,7 +345,7 @@ def test_fitting_again_gives_the_shipped_table(name: str, study: Study) -> None:
     [("iphone12", 1.105 / 1.008), ("iphone12-pro", 1.157 / 1.008), ("iphone14", 0.864 / 1.008)],
 )
 def test_scales_are_those_of_the_study(name: str, scale: float) -> None:
-    assert model_of(shipped_table(name)).scale == pytest.approx(scale, rel=0.05)
+    assert model_of(TABLES[name]).scale == pytest.approx(scale, rel=0.05)
 
 
 # ---------------------------------------------------------------------------------------------------- a new device
@@ -375,7 +409,7 @@ def test_too_few_anchors_are_refused(table: LatencyTable, tmp_path: Path) -> Non
 
 @tables
 def test_a_table_is_found_by_its_names_and_its_device(name: str, tmp_path: Path) -> None:
-    shipped = shipped_table(name)
+    shipped = TABLES[name]
     for known in (f"{name}.yaml", shipped.device.upper(), *shipped.aliases[-1:]):
         assert load_table(known) == shipped
     path = tmp_path / "mine.yaml"
@@ -391,7 +425,7 @@ def test_an_unknown_or_damaged_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="toaster"):
         load_table("toaster")
     path = tmp_path / "mine.yaml"
-    text = dump(short(shipped_table("iphone13-mini")))
+    text = dump(short(TABLES["iphone13-mini"]))
     for old, new in (("unit: ms", "unit: us"), ("precision: fp16", "precision: fp8"), ("scale: 1.0", "scale: -1.0"),
                      ("format: 2", "format: 1"), ("soc: A15", "soc: ''"), ("date: 2", "date: x2")):  # fmt: skip
         assert old in text
@@ -401,7 +435,7 @@ def test_an_unknown_or_damaged_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_table_that_was_cut_off_is_refused(tmp_path: Path) -> None:
-    text = dump(short(shipped_table("iphone13-mini")))
+    text = dump(short(TABLES["iphone13-mini"]))
     path = tmp_path / "mine.yaml"
     path.write_text(text[: text.rstrip().rindex("\n")])
     with pytest.raises(ConfigError, match=r"mine\.yaml:\d+: num_rows = 4, but there are 3"):
@@ -420,7 +454,7 @@ def test_a_table_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_rows_that_say_too_little_are_refused(row: dict[str, object], complaint: str, tmp_path: Path) -> None:
-    table = short(shipped_table("iphone13-mini")).model_dump(mode="json")
+    table = short(TABLES["iphone13-mini"]).model_dump(mode="json")
     table["rows"][next(iter(table["rows"]))] = row
     path = tmp_path / "mine.yaml"
     path.write_text(dump_yaml(table))
@@ -429,7 +463,7 @@ def test_rows_that_say_too_little_are_refused(row: dict[str, object], complaint:
 
 
 def test_a_table_says_what_its_rows_are() -> None:
-    rows = shipped_table("iphone13-mini").rows
+    rows = TABLES["iphone13-mini"].rows
     assert kind_of(rows) == "calibrated"
     row = Row(ms=1.0, plus_minus_ms=0, kind="measured", num_runs=1, where="x")
     assert kind_of({"a": row}) == "measured"

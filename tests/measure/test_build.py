@@ -16,6 +16,7 @@ from tests.tiny import CLUSTERED, CONFIG
 from vigcli.cli import table_build
 from vigcli.config.load import dump, load
 from vigcli.config.space import SearchSpace
+from vigcli.config.space_blocks import space_specs
 from vigcli.errors import ConfigError, Interrupted, NotMeasurableError
 from vigcli.latency.interpolate import Interpolation, block_kind, features_of, left_out
 from vigcli.latency.table import LatencyTable
@@ -27,6 +28,12 @@ MACHINE = Machine("A CPU", 2, "an OS", {"onnxruntime": "1", "torch": "2"})
 SPACE = SearchSpace(
     base="mobilevigv2_ti",
     genes={"stages[0].width": (16, 24, 32, 40), "stages[0].local_depth": (1, 2, 3), "stages[2].local_depth": (3, 4, 5)},
+)
+WIDE = SPACE.model_copy(
+    update={
+        "genes": {f"stages[{i}].width": tuple(range(16 << i, 65 << i, 6 << i)) for i in range(3)}
+        | {"stages[3].local_depth": (0, 1), "head_width": (256, 512)}
+    }
 )
 EMPTY_MS, FACTOR, MS_PER_MB = 0.01, 1.06, 0.1
 
@@ -107,14 +114,35 @@ def test_the_seed_draws_the_networks_and_no_block() -> None:
     assert one.digest != other.digest
 
 
-def test_quick_keeps_the_ends_of_each_kind(planned: build.Plan) -> None:
-    quick = build.plan([SPACE], quick=True)
-    assert quick.blocks.keys() < planned.blocks.keys()
-    for kind in {block_kind(s) for s in planned.blocks}:
-        macs = {s: piece.trace.macs for s, piece in planned.blocks.items() if block_kind(s) == kind}
-        kept = [macs[s] for s in quick.blocks if s in macs]
-        assert (min(kept), max(kept)) == (min(macs.values()), max(macs.values()))
-        assert len(kept) <= len(macs) / 2 + 1.5
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_plan_has_the_named_networks_and_the_ends_of_each_kind(quick: bool) -> None:
+    found = build.plan([WIDE], quick)
+    named = {spec.signature for config in (CONFIG, CLUSTERED) for spec in config.blocks()}
+    assert quick or named <= found.blocks.keys()
+    everything = {s: build.Piece("mobilevigv2", spec) for s, spec in space_specs(WIDE).items()}
+    for kind in {block_kind(s) for s in everything}:
+        features = np.array([features_of(p.trace) for s, p in everything.items() if block_kind(s) == kind])
+        kept = [s for s in found.blocks if block_kind(s) == kind]
+        rows = np.array([features_of(found.blocks[s].trace) for s in kept])
+        assert (rows.min(0) <= features.min(0)).all()
+        assert (rows.max(0) >= features.max(0)).all()
+        if kind in build.KEPT_WHOLE:
+            assert len(kept) >= len(features)
+        elif len(features) > 40:
+            assert len(kept) < (0.6 if quick else 0.9) * len(features)
+
+
+def test_a_grid_has_the_named_blocks_and_spreads_the_others() -> None:
+    pieces = {
+        s: build.Piece("mobilevigv2", spec) for s, spec in space_specs(WIDE).items() if s.startswith("downsample")
+    }
+    wanted = sorted(pieces)[3:5]
+    kept = build._thinned(pieces, wanted, 1.5)
+    assert {*wanted} <= kept.keys()
+    assert len(kept) == pytest.approx(1.5 * len(pieces) ** 0.5, abs=4)
+    gmacs = np.log([pieces[s].trace.macs for s in pieces])
+    of_kept = np.log([piece.trace.macs for piece in kept.values()])
+    assert max(np.abs(of_kept - value).min() for value in gmacs) < 0.35 * np.ptp(gmacs)
 
 
 # ---------------------------------------------------------------------------------------------------- the table
@@ -173,14 +201,37 @@ def test_an_unknown_kind_of_block_is_not_measurable(planned: build.Plan, tmp_pat
 
 
 def test_a_block_keeps_some_milliseconds() -> None:
-    join = build.Join(1.0, 0.1)
-    assert join.row_ms(1.0, 2.0) == pytest.approx(0.8)
-    assert join.row_ms(1.0, 50.0) == build.LEAST_SHARE
+    join = build.Join(1.0, 0.1, 0.0, {"graph mgc": 0.3})
+    assert join.row_ms("head", 1.0, 2.0) == pytest.approx(0.8)
+    assert join.row_ms("head", 1.0, 50.0) == build.LEAST_SHARE
+    assert join.row_ms("graph mgc", 1.0, 2.0) == pytest.approx(1.1)
+
+
+def _chains(ms_of: dict[str, float], count: int = 40, noise: float = 0.0) -> list[build.Chain]:
+    """Networks of blocks of some kinds, each of which takes so many milliseconds more than alone."""
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        kinds = tuple(generator.choice(list(ms_of), generator.integers(5, 30)).tolist())
+        alone, entering = (float(generator.uniform(low, 4 * low) * len(kinds)) for low in (0.4, 0.2))
+        whole = 1.05 * alone - 0.2 * entering + sum(ms_of[kind] for kind in kinds)
+        found.append(build.Chain(whole * float(np.exp(noise * generator.standard_normal())), alone, entering, kinds))
+    return found
+
+
+def test_a_join_finds_what_blocks_take_besides() -> None:
+    same = build.fit_join(_chains(dict.fromkeys("abc", 0.07)))
+    assert (same.factor, same.ms_per_mb, same.ms_per_block) == pytest.approx((1.05, 0.2, 0.07))
+    assert same.ms_of_kind == pytest.approx(dict.fromkeys("abc", 0.07))
+    differing = build.fit_join(_chains({"a": 0.02, "b": 0.05, "c": 0.2}, noise=0.01))
+    assert differing.ms_of_kind["a"] < differing.ms_of_kind["b"] < differing.ms_of_kind["c"]
+    assert differing.factor == pytest.approx(1.05, abs=0.05)
 
 
 def test_a_join_that_nothing_explains_is_refused() -> None:
+    chains = [chain._replace(whole_ms=3 * chain.whole_ms) for chain in _chains({"a": 0.0})]
     with pytest.raises(ConfigError, match="the timings are disturbed"):
-        build.fit_join([30.0, 60.0, 33.0], [10.0, 20.0, 11.0], [1.0, 0.5, 2.0])
+        build.fit_join(chains)
 
 
 @pytest.mark.parametrize("num", [2, 10, 40])

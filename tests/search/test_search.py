@@ -202,7 +202,7 @@ def test_published_variants_in_a_space_are_recognised(name: str) -> None:
 
 
 def test_the_cheapest_is_that_of_brute_force(small: tuple[Encoding, Population, Any]) -> None:
-    encoding, population, values = small
+    encoding, _population, values = small
     fair = np.where(values.violation == 0, values.latency_ms, np.inf)
     found = cheapest(encoding)
     assert found is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from vigcli.config.archs import VARIANTS, ArchConfig
@@ -24,9 +22,9 @@ def graph_blocks(config: ArchConfig) -> int:
 
 
 @pytest.fixture(scope="module", params=[space.name for space in named_spaces()])
-def member(request: pytest.FixtureRequest) -> Iterator[tuple[str, Member]]:
+def member(request: pytest.FixtureRequest) -> tuple[str, Member]:
     space = next(space for space in named_spaces() if space.name == request.param)
-    yield request.param, prepare(space, [TABLE])
+    return request.param, prepare(space, [TABLE])
 
 
 def test_no_winner_loses_its_graph_or_its_reason(

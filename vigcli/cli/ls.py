@@ -52,13 +52,12 @@ def _entries(kind: str) -> dict[str, str]:
 
 
 def _size_of(space: str) -> str:
-    """Of a built-in space: how many networks, and which published ones are among them."""
+    """Of a built-in space: how many networks, and how many published ones are among them."""
     from vigcli.cli.check import space_records
 
     records = space_records(builtin_folder("space") / f"{space}.yaml")
-    size, inside = sum(r["size"] for r in records), sum((r["published_inside"] for r in records), [])
-    what = f"around {records[0]['base']}" if len(records) == 1 else f"in {len(records)} spaces"
-    return f"{format_many(size)} networks {what}; published inside: {', '.join(inside) or 'none'}."
+    size, inside = sum(r["size"] for r in records), sum(len(r["published_inside"]) for r in records)
+    return f"{format_many(size)} networks, {inside} of them published."
 
 
 def _first_comment(kind: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the blocks of a space depend on, and all blocks that a network of it can have, without building every network."""
+"""What the blocks of a space depend on, and all blocks that its networks can have, without building every network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Configurator:
     def _slot(self, path: str) -> tuple[Any, str | int]:
         """Where a gene's value stands, found once."""
         *parents, last = split_path(path)
-        data = self._data
+        data: Any = self._data
         for part in parents:
             data = data[part]
         return data, last

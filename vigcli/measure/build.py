@@ -3,10 +3,11 @@
 Timing itself is `vigcli.measure.bench`'s matter; any other that times a chain of blocks can take its place.
 
 A block alone costs other than in a network: its input comes in the plain layout and has to be rearranged, where in a
-network the block before hands it on as it is, and its weights stay in the caches. Over whole networks two numbers make
-up for it: `factor` on the block's milliseconds, and `ms_per_mb` for each MB (1e6 bytes, fp32) that enters it. They are
-fitted on networks drawn for that alone (the anchors) and folded into the rows, so that rows simply add up. How wrong
-their sums are is told by other networks (the tests), which neither a row nor the fit has seen whole.
+network the block before hands it on as it is, and its weights stay in the caches, which in a network others have used
+since. Over whole networks three numbers make up for it: `factor` on the block's milliseconds, `ms_per_mb` for each MB
+(1e6 bytes, fp32) that enters it, and `ms_per_block`, more or less by its kind. They are fitted on networks drawn for
+that alone (the anchors) and folded into the rows, so that rows simply add up. How wrong their sums are is told by other
+networks (the tests), which neither a row nor the fit has seen whole.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ KEPT_WHOLE = ("stem", "isotropic_stem", "head")
 MAX_DRAWS = 200  # from a space or family
 LEAST_SHARE = 0.2  # of a block's milliseconds alone, that the join leaves it
 COVERAGE = 0.9  # of the tests, inside the interval
+SHRINKING = 0.1  # of what a kind of blocks differs by in the join, against the mean square of relative errors
 MAX_FACTOR_OFF = 2.0  # a join that doubles or halves is not one of layout and caches
 
 Progress = Callable[[str, int, int], None]
@@ -261,7 +263,7 @@ class RoundsFile:
 
 
 EMPTY = "(empty)"
-EXPORT_MS, VISIT_MS, MS_PER_GMAC = 75.0, 8.0, 11.0  # CPU time for a block, a visit and a call, on a server of 2025
+EXPORT_MS, VISIT_MS, MS_PER_GMAC = 150.0, 8.0, 11.0  # CPU time for a block, a visit and a call, on a server of 2025
 BYTES_PER_WEIGHT_BYTE = 1.6  # of memory: weights as given and as rearranged
 FREE_EVERY = 20  # exports, after which what they left behind in cycles is given back
 
@@ -319,31 +321,48 @@ def _add_rounds(
 
 
 class Join(NamedTuple):
-    """What makes blocks add up: `factor` on their milliseconds alone, less `ms_per_mb` for what enters them."""
+    """What makes blocks add up: `factor` on their milliseconds alone, less `ms_per_mb` for what enters them, and
+    `ms_of_kind` for each, or `ms_per_block` for one of a kind that no anchor has."""
 
     factor: float
     ms_per_mb: float
+    ms_per_block: float
+    ms_of_kind: dict[str, float]
 
-    def row_ms(self, alone_ms: float, entering_mb: float) -> float:
+    def row_ms(self, kind: str, alone_ms: float, entering_mb: float) -> float:
         """Milliseconds of a block as part of a network; some are always left."""
-        return max(self.factor * alone_ms - self.ms_per_mb * entering_mb, LEAST_SHARE * alone_ms)
+        joined = self.factor * alone_ms - self.ms_per_mb * entering_mb + self.ms_of_kind.get(kind, self.ms_per_block)
+        return max(joined, LEAST_SHARE * alone_ms)
 
 
-def fit_join(whole_ms: Sequence[float], alone_ms: Sequence[float], entering_mb: Sequence[float]) -> Join:
-    """The join with the least squares of relative errors, by networks: what each takes, beyond an empty call, and the
-    sums over its blocks.
+class Chain(NamedTuple):
+    """A network beside its blocks: what it takes beyond an empty call, and their sums."""
+
+    whole_ms: float
+    alone_ms: float
+    entering_mb: float
+    kinds: tuple[str, ...]  # of its blocks
+
+
+def fit_join(anchors: Sequence[Chain]) -> Join:
+    """The join with the least squares of relative errors, by networks; kinds are shrunk towards one another.
 
     Raises ConfigError where the sums are so far off that no join explains it: the timings are disturbed.
     """
-    whole = np.array(whole_ms)
-    sums = np.stack([alone_ms, -np.array(entering_mb)], 1)
-    factor, ms_per_mb = np.linalg.lstsq(sums / whole[:, None], np.ones(len(whole)), rcond=None)[0]
+    kinds = sorted({kind for chain in anchors for kind in chain.kinds})
+    rows = [[c.alone_ms, -c.entering_mb, len(c.kinds), *(c.kinds.count(kind) for kind in kinds)] for c in anchors]
+    relative = np.array(rows) / np.array([[chain.whole_ms] for chain in anchors])
+    size = np.sqrt((relative**2).mean(0))
+    shrinking = (SHRINKING * len(anchors)) ** 0.5 * np.eye(len(size))[3:]
+    wanted = np.concatenate([np.ones(len(anchors)), np.zeros(len(kinds))])
+    found = np.linalg.lstsq(np.concatenate([relative / size, shrinking]), wanted, rcond=None)[0] / size
+    factor, ms_per_mb, ms_per_block, *off = map(float, found)
     if not 1 / MAX_FACTOR_OFF < factor < MAX_FACTOR_OFF:
         raise ConfigError(
             f"blocks alone add up to 1/{factor:.2f} of whole networks: the timings are disturbed.",
             "Delete the rounds and build again when the machine is less busy.",
         )
-    return Join(float(factor), float(ms_per_mb))
+    return Join(factor, ms_per_mb, ms_per_block, {k: ms_per_block + ms for k, ms in zip(kinds, off, strict=True)})
 
 
 # ---------------------------------------------------------------------------------------------------- the table
@@ -363,15 +382,19 @@ def table_of(planned: Plan, timings: Mapping[str, Timing], machine: Machine, ali
         assert price is not None, f"{signature} has no kin in the plan"
         return price.ms
 
-    anchors = {name: pieces for name, pieces in planned.networks.items() if name.startswith("anchor")}
-    join = fit_join(
-        [timings[name].ms - empty_ms for name in anchors],
-        [sum(map(alone_ms, pieces)) for pieces in anchors.values()],
-        [sum(piece.entering_mb for piece in pieces) for pieces in anchors.values()],
-    )
+    anchors = [(timings[name].ms, chain) for name, chain in planned.networks.items() if name.startswith("anchor")]
+    join = fit_join([
+        Chain(
+            ms - empty_ms,
+            sum(map(alone_ms, pieces)),
+            sum(piece.entering_mb for piece in pieces),
+            tuple(block_kind(piece.spec.signature) for piece in pieces),
+        )
+        for ms, pieces in anchors
+    ])  # fmt: skip
     rows = {
         signature: Row(
-            ms=round(join.row_ms(alone[signature], piece.entering_mb), 6),
+            ms=round(join.row_ms(block_kind(signature), alone[signature], piece.entering_mb), 6),
             plus_minus_ms=round(join.factor * timings[signature].plus_minus_ms, 6),
             kind="measured",
             num_runs=timings[signature].num_rounds,
@@ -391,8 +414,8 @@ def table_of(planned: Plan, timings: Mapping[str, Timing], machine: Machine, ali
         compute_unit="CPU, one thread",
         precision="fp32",
         protocol=f"{PROTOCOL}; {timings[EMPTY].num_rounds} rounds; joined by x {join.factor:.4f} "
-        f"- {join.ms_per_mb:.4f} ms per MB of fp32 that enters a block; the error is of networks timed in the same "
-        "rounds: a busier machine takes longer",
+        f"- {join.ms_per_mb:.4f} ms per MB of fp32 that enters a block + {join.ms_per_block:.4f} ms per block, more or "
+        "less by its kind; the error is of networks timed in the same rounds: a busier machine takes longer",
         source=f"`vig table build` on {machine}",
         date=datetime.date.today().isoformat(),
         tools={"vig": __version__, **machine.tools},

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vigcli.config.archs import ArchConfig, BlockSpec
-from vigcli.config.load import parse_as, split_path
 from vigcli.config.space import SearchSpace
+from vigcli.config.space_blocks import Configurator
 from vigcli.errors import ConfigError
 from vigcli.latency.table import MAX_DISAGREEMENT, LatencyTable
 from vigcli.measure.count import count_block
@@ -447,10 +447,8 @@ class _Encoder:
 
     def __init__(self, space: SearchSpace, base: ArchConfig, columns: Columns, trained: Array | None):
         self.columns, self.trained, self.family = columns, trained, base.family
-        self.choices = list(space.genes.values())
-        self._type, self._data = type(base), base.model_dump(mode="json")
-        self._slots = [_slot(self._data, path) for path in space.genes]  # where a gene's value stands, found once
-        self._resting = [choices[space.nearest_choice(self._data, path)] for path, choices in space.genes.items()]
+        self.sizes = [len(choices) for choices in space.genes.values()]
+        self._configure = Configurator(space, base)
 
     def parts(
         self, on_progress: Callable[[int, int], None]
@@ -470,18 +468,8 @@ class _Encoder:
         own = SHAPE_NUMBERS[:-2]  # shares are of the whole network
         return joined, tuple(tuple(numbers[segment][name] for name in own) for segment in sorted(numbers))
 
-    def _configure(self, candidate: Iterable[tuple[int, Any]]) -> ArchConfig | None:
-        """None where the choices of several genes do not go together, such as a mixer and its reach."""
-        for gene, value in candidate:
-            container, key = self._slots[gene]
-            container[key] = value
-        try:
-            return parse_as(self._type, self._data)
-        except ConfigError:
-            return None
-
     def _rest(self) -> None:
-        self._configure(enumerate(self._resting))
+        self._configure(enumerate(self._configure.nearest))
 
     def _dependencies(self) -> dict[tuple[int, str], tuple[int, ...]]:
         """(segment, kind of block or number) -> the genes it depends on: a gene is moved through all its choices from
@@ -491,19 +479,18 @@ class _Encoder:
         shows which has no effect while another is zero; the search prices its answer again from the built network.
         """
         generator = np.random.default_rng(0)
-        starts = [[0] * len(self.choices), [len(choices) - 1 for choices in self.choices]]
-        starts += [[int(generator.integers(len(choices))) for choices in self.choices] for _ in range(6)]
-        values = [[choices[i] for choices, i in zip(self.choices, start, strict=True)] for start in starts]
+        starts = [self._configure.nearest, [0] * len(self.sizes), [size - 1 for size in self.sizes]]
+        starts += [generator.integers(self.sizes).tolist() for _ in range(6)]
         found: dict[tuple[int, str], set[int]] = {}
-        for start in [self._resting, *values]:
+        for start in starts:
             reference = self._configure(enumerate(start))
             if reference is None:
                 continue
             before = _contents(reference)
             for what in before:
                 found.setdefault(what, set())
-            for gene, choices in enumerate(self.choices):
-                for choice in choices:
+            for gene, size in enumerate(self.sizes):
+                for choice in range(size):
                     if choice != start[gene] and (moved := self._configure([(gene, choice)])) is not None:
                         after = _contents(moved)
                         for what in before.keys() | after.keys():
@@ -514,7 +501,7 @@ class _Encoder:
         return {what: tuple(sorted(found[what])) for what in sorted(found)}
 
     def _part(self, segment: int, what: str, axes: tuple[int, ...]) -> tuple[Part, Array | None]:
-        sizes = tuple(len(self.choices[axis]) for axis in axes)
+        sizes = tuple(self.sizes[axis] for axis in axes)
         if math.prod(sizes) > _MAX_COMBINATIONS:
             raise ConfigError(
                 f"the {what} of segment {segment} depends on {len(axes)} genes with {math.prod(sizes):,} combinations.",
@@ -524,7 +511,7 @@ class _Encoder:
         sound, trained = np.zeros(sizes, bool), np.ones(sizes, bool)
         values = np.full(sizes, np.nan) if what in SHAPE_NUMBERS else None
         for index in itertools.product(*map(range, sizes)):
-            config = self._configure((axis, self.choices[axis][i]) for axis, i in zip(axes, index, strict=True))
+            config = self._configure(zip(axes, index, strict=True))
             if config is None:
                 continue
             sound[index] = True
@@ -569,10 +556,3 @@ def _joined(parts: Sequence[Part]) -> list[Part]:
         else:
             found.append(part)
     return found
-
-
-def _slot(data: Any, path: str) -> tuple[Any, str | int]:
-    *parents, last = split_path(path)
-    for part in parents:
-        data = data[part]
-    return data, last
