@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_variants_change_one_gene_each() -> None:
         "head_width": [768, 512],
     }
     found = variants_of(base, genes, limit=9)
-    for label, config in found:
+    for label, config, _ in found:
         path, _, value = label.partition("=")
         assert base.changed({path: int(value)}) == config
         assert config != base
@@ -112,8 +113,8 @@ def test_a_contest_trains_all_alike() -> None:
     assert len(made.held_out) == 319
     text = contest().budget_text
     assert "3 for 1, 2 for 2 epochs of 24 pictures at 96 px" in text
-    assert contest().num_images == 24 * (4 + 3)
-    assert f"{24 * 7} pictures in all" in text
+    assert contest().num_images == 24 * (5 + 4)
+    assert f"{24 * 9} pictures in all" in text
     assert contest().predicted_seconds() > 0
 
 
@@ -215,8 +216,11 @@ def test_a_contest_ranks_by_what_was_measured(whole: tuple[Resolution, Path]) ->
     assert written == json.loads(bits(found))
     assert {row["top1_kind"] for row in written["rows"]} == {"measured"}
     assert not list(run.rglob(STATE_FILE))
-    assert len(list(run.rglob("checkpoint.safetensors"))) == 4
+    assert len(list(run.rglob("checkpoint.safetensors"))) == 5
+    assert found.versus_itself is not None
+    assert "from two seeds" in found.budget
     notes = " ".join(found.notes())
+    assert f"published against itself from another seed: {found.versus_itself.points:+.1f} points" in notes
     assert "in place of the predicted" in notes
     assert "One cosine over 2 epochs" in notes
     assert "against published" in notes
@@ -238,7 +242,7 @@ def test_an_interrupted_contest_ends_the_same(whole: tuple[Resolution, Path], tm
         assert not part.rows or part.rows[0].rank == 1
         assert attempt < 40
     assert attempt > 3
-    assert len([note for note in trained if "loss" in note]) == 3 * (4 + 3)  # steps: each once
+    assert len([note for note in trained if "loss" in note]) == 3 * (5 + 4)  # steps: each once
     assert bits(part) == bits(whole[0])
     resolve(contest(), tmp_path, on_progress=lambda *_: pytest.fail("trained again"))
 
@@ -246,8 +250,8 @@ def test_an_interrupted_contest_ends_the_same(whole: tuple[Resolution, Path], tm
 def test_progress_counts_pictures(tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     resolve(contest(epochs=1), tmp_path, on_progress=lambda what, done, total, note: seen.append((done, total, note)))
-    assert [step[:2] for step in seen if "loss" in step[2]] == [(8 * (i + 1), 24 * 4) for i in range(12)]
-    assert len([step for step in seen if "top-1" in step[2]]) == 4
+    assert [step[:2] for step in seen if "loss" in step[2]] == [(8 * (i + 1), 24 * 5) for i in range(15)]
+    assert len([step for step in seen if "top-1" in step[2]]) == 5
 
 
 def test_what_was_killed_before_it_was_noted_is_evaluated_only(
@@ -277,6 +281,19 @@ def test_other_recipes_and_damage_are_refused(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
         resolve(contest(epochs=1), tmp_path)
+
+
+def test_a_difference_is_told_where_it_is_more_than_luck(whole: tuple[Resolution, Path]) -> None:
+    found, _ = whole
+    assert found.winner is not None
+
+    def told(gap: Difference, luck: Difference) -> bool:
+        return replace(found, winner=replace(found.winner, versus_published=gap), versus_itself=luck).is_told
+
+    clear, unclear = Difference(3.0, 1.0, 5.0), Difference(3.0, -1.0, 7.0)
+    assert told(clear, Difference(-2.0, -4.0, 0.0))
+    assert not told(clear, Difference(-4.0, -6.0, -2.0))
+    assert not told(unclear, Difference(0.0, -1.0, 1.0))
 
 
 def diverging(names: set[str]) -> Callable[..., Any]:
@@ -309,7 +326,8 @@ def test_short_training_tells_a_network_that_learns_from_one_that_cannot(tmp_pat
     poor = base.changed({"stem_width": 2} | {f"stages[{i}].width": 2 for i in range(3)} | {"head_width": 2})
     networks = [Contestant("poor", poor), Contestant("found", base.changed({"head_width": 256}))]
     recipe = load_recipe(find_file("recipe", RECIPE))
-    found = resolve(contest_of(networks, Contestant("mobilevit_xxs", base), recipe, "emoji10", resolution=64), tmp_path)
+    published = Contestant("mobilevit_xxs", base)
+    found = resolve(contest_of(networks, published, recipe, "emoji10", resolution=64, images=800), tmp_path)
     assert found.winner is not None
     assert found.winner.name == "found"
     assert found.winner.interval_percent[0] > 10  # above chance

@@ -39,14 +39,15 @@ class Named(Protocol):
 
 
 class Contestant(NamedTuple):
-    """A network that is trained."""
+    """A network that is trained, from the recipe's seed and `seed`."""
 
     name: str
     config: ArchConfig
+    seed: int = 0
 
 
 class Rung(NamedTuple):
-    """So many contestants, beside the published network, are trained until so many epochs are behind them."""
+    """So many contestants, and those beside them, are trained until so many epochs are behind them."""
 
     contestants: int
     epochs: int
@@ -116,6 +117,15 @@ class Contest:
     rungs: tuple[Rung, ...]
 
     @property
+    def beside(self) -> tuple[Contestant, Contestant]:
+        """Who is trained to the end in any case: the published network, and it again from another seed.
+
+        What the two differ by no other network's difference may be mistaken for.
+        """
+        again = Contestant(f"{self.published.name} from another seed", self.published.config, 1)
+        return self.published, again
+
+    @property
     def images_an_epoch(self) -> int:
         steps, size = steps_per_epoch(self.recipe, len(self.pictures))
         return steps * size
@@ -128,10 +138,10 @@ class Contest:
     @property
     def num_images(self) -> int:
         """Pictures of all trainings together."""
-        return sum((rung.contestants + 1) * self.images_of(i) for i, rung in enumerate(self.rungs))
+        return sum((rung.contestants + len(self.beside)) * self.images_of(i) for i, rung in enumerate(self.rungs))
 
     def recipe_of(self, contestant: Contestant) -> Recipe:
-        return self.recipe.model_copy(update={"arch": contestant.config})
+        return self.recipe.model_copy(update={"arch": contestant.config, "seed": self.recipe.seed + contestant.seed})
 
     def predicted_seconds(self) -> float:
         """Of the whole contest on this machine's CPU, from one step of the published network, timed now.
@@ -159,8 +169,8 @@ class Contest:
         parts = [f"{rung.contestants} for {rung.epochs}" for rung in self.rungs]
         return (
             f"Short training: {', '.join(parts)} epochs of {self.images_an_epoch:,} pictures at "
-            f"{self.recipe.resolution} px, {self.published.name} beside them to the end; {self.num_images:,} pictures "
-            f"in all, evaluated on {len(self.held_out):,} held-out ones after every epoch."
+            f"{self.recipe.resolution} px, {self.published.name} from two seeds beside them to the end; "
+            f"{self.num_images:,} pictures in all, evaluated on {len(self.held_out):,} held-out ones after every epoch."
         )
 
     @property

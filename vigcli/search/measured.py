@@ -31,6 +31,10 @@ class Difference(NamedTuple):
         return f"{self.points:+.1f} points (95 % interval {self.low:+.1f} to {self.high:+.1f}){verdict}"
 
 
+def _rounded(difference: Difference | None) -> list[float] | None:
+    return None if difference is None else [round(points, 2) for points in difference]
+
+
 def paired_difference(a: Right, b: Right, z: float = 1.959964) -> Difference:
     """a's top-1 minus b's on the same pictures (N,).
 
@@ -72,7 +76,6 @@ class Row:
     rank: int
 
     def as_json(self) -> dict[str, Any]:
-        versus = self.versus_published
         return {
             "rank": self.rank,
             "name": self.name,
@@ -84,7 +87,7 @@ class Row:
             "top1_kind": "measured",
             "top1_interval_95": [round(bound, 2) for bound in self.interval_percent],
             "top1_by_rung": [round(top1, 2) for top1 in self.top1_by_rung],
-            "versus_published_points": versus and [round(points, 2) for points in versus],
+            "versus_published_points": _rounded(self.versus_published),
             "diverged": self.diverged,
         }
 
@@ -97,6 +100,7 @@ class Resolution:
         rows: by rank: who came further first, then who has more pictures right.
         winner: the first of the networks that were searched and did not diverge; None where none is known yet.
         versus_second: the winner's top-1 minus that of the next one searched that came as far.
+        versus_itself: the published network's top-1 from another seed minus its top-1, which is luck alone.
         finished: False where it was stopped; the ranking is then of the last rung that all of it ended.
         guess_percent: top-1 of always answering the commonest class of the held-out pictures.
         resolution: pixels a side.
@@ -106,6 +110,7 @@ class Resolution:
     rows: tuple[Row, ...]
     winner: Row | None
     versus_second: Difference | None
+    versus_itself: Difference | None
     finished: bool
     dataset: str
     num_held_out: int
@@ -113,6 +118,13 @@ class Resolution:
     resolution: int
     budget: str
     schedule: str
+
+    @property
+    def is_told(self) -> bool:
+        """Whether winner and published network differ by more than the choice of pictures, and than one seed's luck."""
+        gap = self.winner.versus_published if self.winner else None
+        luck = abs(self.versus_itself.points) if self.versus_itself else 0.0
+        return gap is not None and gap.is_told and abs(gap.points) > luck
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -124,7 +136,9 @@ class Resolution:
             "resolution": self.resolution,
             "budget": self.budget,
             "schedule": self.schedule,
-            "versus_second_points": self.versus_second and [round(points, 2) for points in self.versus_second],
+            "versus_second_points": _rounded(self.versus_second),
+            "versus_itself_points": _rounded(self.versus_itself),
+            "is_told_from_published": self.is_told,
             "rows": [row.as_json() for row in self.rows],
         }
 
@@ -139,10 +153,12 @@ class Resolution:
             notes.append(f"{self.winner.name} against {published.name}: {self.winner.versus_published}.")
         if self.winner is not None and self.versus_second is not None:
             notes.append(f"{self.winner.name} against the second: {self.versus_second}.")
-        notes.append(
-            f"Intervals are of the choice of {self.num_held_out:,} held-out pictures; another seed or more epochs may "
-            "rank otherwise."
-        )
+        if self.versus_itself is not None and published is not None:
+            notes.append(
+                f"{published.name} against itself from another seed: {self.versus_itself.points:+.1f} points. "
+                "What differs by no more may be luck of the seed."
+            )
+        notes.append(f"Intervals are of the choice of {self.num_held_out:,} held-out pictures alone.")
         if self.winner is not None and self.winner.interval_percent[0] <= self.guess_percent:
             notes.append(
                 f"The winner cannot be told from always answering the commonest class ({self.guess_percent:.1f} %): "

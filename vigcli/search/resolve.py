@@ -1,8 +1,8 @@
 """Short trainings that put a measured ranking in the place of the predicted one: `vig search --data`.
 
 Successive halving (arXiv:1502.07943): all contestants are trained alike for a rung, the better part of them goes on
-from where it stopped. The nearest published network is trained beside them and stays to the end. Loop, pictures and
-evaluation are those of `vig train`; who the contestants are is `contest.py`'s matter.
+from where it stopped. The nearest published network is trained beside them, from two seeds, and stays to the end. Loop,
+pictures and evaluation are those of `vig train`; who the contestants are is `contest.py`'s matter.
 
 A supernet with shared weights would plug in at `_Job.outcome`: another way to know how a contestant does at a rung.
 """
@@ -25,7 +25,7 @@ from vigcli.archs.checkpoint import load_checkpoint
 from vigcli.errors import ConfigError
 from vigcli.files import write_json
 from vigcli.search.contest import Contest, Contestant
-from vigcli.search.measured import Resolution, Right, Row, paired_difference
+from vigcli.search.measured import Difference, Resolution, Right, Row, paired_difference
 from vigcli.train.data import eval_batches, steps_per_epoch
 from vigcli.train.evaluate import DivergedError, Evaluation, evaluate, normalized, wilson_percent
 from vigcli.train.loop import CHECKPOINT_FILE, STATE_FILE, TrainEvent, train
@@ -62,7 +62,7 @@ def resolve(
     field = list(contest.contestants)
     for number in range(len(contest.rungs)):
         reached: dict[Contestant, _Outcome] = {}
-        for contestant in (contest.published, *field):
+        for contestant in (*contest.beside, *field):
             outcome = job.outcome(number, contestant)
             if outcome is None:
                 return _saved(contest, known or {who: [how] for who, how in reached.items()}, run, finished=False)
@@ -74,7 +74,7 @@ def resolve(
         is_last = number == len(contest.rungs) - 1
         sound.sort(key=lambda contestant: -int(reached[contestant].right.sum()))  # stable: else as predicted
         stay = [] if is_last else sound[: contest.rungs[number + 1].contestants]
-        job.forget([contestant for contestant in reached if is_last or contestant not in (contest.published, *stay)])
+        job.forget([contestant for contestant in reached if is_last or contestant not in (*contest.beside, *stay)])
         resolution = _saved(contest, known, run, finished=is_last)
         field = stay
     return resolution
@@ -153,7 +153,8 @@ class _Job:
         return evaluate(normalized(model, recipe.preprocessing), batches)
 
     def _folder(self, contestant: Contestant) -> Path:
-        digest = hashlib.sha256(contestant.config.model_dump_json().encode()).hexdigest()[:8]
+        text = f"{contestant.seed} {contestant.config.model_dump_json()}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return self.run / FOLDER / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', contestant.name)[:40]}-{digest}"
 
     def _key(self, contestant: Contestant) -> str:
@@ -172,17 +173,21 @@ def _saved(contest: Contest, known: Mapping[Contestant, Sequence[_Outcome]], run
         last = known[who][-1]
         return -len(known[who]), last.diverged, -int(last.right.sum()), predicted[who]
 
-    ranked = sorted(known, key=order)
+    published, again = contest.beside
+    ranked = sorted((who for who in known if who != again), key=order)
     rows = tuple(_row(contest, known, who, rank) for rank, who in enumerate(ranked, 1))
-    searched = [who for who in ranked if who != contest.published]
-    second = None
-    if len(searched) > 1 and len(known[searched[0]]) == len(known[searched[1]]):
-        second = paired_difference(known[searched[0]][-1].right, known[searched[1]][-1].right)
+    searched = [who for who in ranked if who != published]
+
+    def difference(a: Contestant, b: Contestant) -> Difference | None:
+        is_fair = a in known and b in known and len(known[a]) == len(known[b])
+        return paired_difference(known[a][-1].right, known[b][-1].right) if is_fair else None
+
     data, commonest = contest.recipe.data, max(Counter(contest.held_out.targets).values())
     resolution = Resolution(
         rows,
         next((row for row in rows if row.place is not None and not row.diverged), None),
-        second,
+        difference(*searched[:2]) if searched[1:] else None,
+        difference(again, published),
         finished,
         Path(data.root).name if data.root else data.source,
         len(contest.held_out),
