@@ -27,7 +27,8 @@ from vigcli.errors import ConfigError, UnavailableError
 from vigcli.latency.measured import read_measured
 from vigcli.latency.plan import Block, Package, Plan
 from vigcli.latency.protocol import Protocol
-from vigcli.measure.tables import space_blocks, space_specs
+from vigcli.config.space_blocks import space_specs
+from vigcli.measure.tables import space_blocks
 from vigcli.paths import find_file
 
 pytest.importorskip("coremltools", exc_type=ImportError)
