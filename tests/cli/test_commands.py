@@ -218,25 +218,49 @@ def test_a_search_stopped_at_its_start_leaves_nothing(tmp_path: Path, seconds: f
 
 
 EVOLVING = """
-import sys
+import sys, time
 from vigcli.cli.main import main
-from vigcli.search import evolution
+from vigcli.search.history import History
 
-tournament = evolution._tournament
-evolution._tournament = lambda *args: print("evolving", file=sys.stderr, flush=True) or tournament(*args)
-main(["search", "--budget", "1.0ms"])
+call = History.__call__
+
+def slowly(self, state):
+    call(self, state)
+    print("evolving", file=sys.stderr, flush=True)
+    time.sleep(0.1)
+
+History.__call__ = slowly
+main([{line}])
 """
+SEARCH = ["search", "mobilevig", "--budget", "1.0ms", "--candidates", "60000"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_search_stopped_at_work_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_search_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    script = EVOLVING.format(line=", ".join(map(repr, SEARCH)))
     process = subprocess.Popen(
-        [sys.executable, "-c", EVOLVING], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", script], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stderr is not None
     assert any(line == "evolving\n" for line in process.stderr)  # after progress, on a slow machine
-    assert os.listdir(tmp_path) == ["runs"]
-    check_nothing_is_left(process, number, tmp_path)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.endswith(
+        "Error: stopped; the state is saved.\nHint:  Go on with: vig search --resume runs/0001-search\n"
+    )
+    assert {"history.jsonl", "options.json"} <= set(os.listdir(tmp_path / "runs/0001-search"))
+    if number == signal.SIGTERM:
+        return
+    outs = []
+    for line in (["search", "--resume", "runs/0001-search"], [*SEARCH, "-o", "whole"]):
+        process = started(tmp_path, *line, "--json")
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        outs.append({key: value for key, value in json.loads(out).items() if key != "run"})
+    assert outs[0] == outs[1]
+    stopped, whole = tmp_path / "runs/0001-search", tmp_path / "whole"
+    assert (stopped / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
 
 
 def test_a_stopped_training_goes_on(tmp_path: Path) -> None:

@@ -199,8 +199,10 @@ def _resolved(result: SearchResult, asked: Asked, options: dict[str, Any], run: 
     with progress() as advance, stop_on_signal() as should_stop:
         resolution = resolve(contest, run, on_progress=advance, should_stop=should_stop)
     if not resolution.finished:
+        print_resolution(resolution)
         raise Interrupted("stopped; what was trained so far is kept.", f"Go on: vig search --resume {run}")
     if resolution.winner is not None:
-        winner = next(n.config for n in networks if n.name == resolution.winner.name)
+        assert resolution.winner.place is not None
+        winner = networks[resolution.winner.place].config
         save_recipe(asked.recipe, winner, f"Of {len(networks)} candidates the best on {options['data']}.", run)
     return resolution
