@@ -17,7 +17,7 @@ from vigcli.config.archs.mobilevig import MobileViGv2Config
 from vigcli.config.fields import describe as describe_fields
 from vigcli.config.load import get_path
 from vigcli.config.recipe import load_recipe
-from vigcli.config.space import SearchSpace, encode, load_space, named_spaces, space_for
+from vigcli.config.space import SearchSpace, encode, load_space, named_spaces, space_for, variants_inside
 from vigcli.errors import ConfigError, InfeasibleError
 from vigcli.latency.table import LatencyTable, load_table
 from vigcli.measure.profile import profile
@@ -148,7 +148,7 @@ def test_choices_that_no_rule_bears_are_left_out(small: tuple[Encoding, Populati
 
 
 @spaces
-@pytest.mark.parametrize("changes", [{}, {"resolution": 160, "num_classes": 10}], ids=["published", "160 px"])
+@pytest.mark.parametrize("changes", [{}, {"resolution": 192, "num_classes": 10}], ids=["published", "192 px"])
 def test_a_shipped_space_is_priced_as_its_networks(name: str, changes: dict[str, int]) -> None:
     space = load_space(find_file("space", name))
     base = arch_config(space.base).changed(changes)
@@ -165,7 +165,7 @@ def test_a_shipped_space_is_priced_as_its_networks(name: str, changes: dict[str,
         network = describe("", encoding.config(population[i]), COLUMNS)
         assert values.latency_ms[i] == pytest.approx(network.latency.ms, abs=1e-9)
         assert values.score[i] == pytest.approx(network.top1_percent, abs=1e-9)
-        assert set(network.latency.outside) <= doubts
+        assert set(network.latency.outside) <= doubts or not encoding.in_hull[0]
 
 
 @spaces
@@ -184,18 +184,18 @@ def test_every_choice_of_a_shipped_space_is_sound(name: str) -> None:
 @spaces
 def test_published_variants_in_a_space_are_recognised(name: str) -> None:
     space = load_space(find_file("space", name))
-    base = arch_config(space.base)
-    family = {n: config for n, config in VARIANTS.items() if type(config) is type(base)}
-    encoding = encode_space(space, base, family, [TABLE])
-    for variant, config in family.items():
-        candidate = encode(space, base, config)
+    base, inside = arch_config(space.base), variants_inside(space)
+    encoding = encode_space(space, base, {n: VARIANTS[n] for n in inside}, [TABLE])
+    assert len(inside) >= 3
+    for variant in inside:
+        candidate = encode(space, base, VARIANTS[variant])
         assert candidate is not None
-        assert encoding.config(candidate) == config
         assert variant_name(encoding.config(candidate)) == variant
-        values = encoding.evaluate(np.array([candidate]))
-        assert values.violation[0] == 0
-        assert values.latency_ms[0] == pytest.approx(describe(variant, config, COLUMNS).latency.ms, abs=1e-9)
-    assert encode(space, base, base.changed({"expansion": 3})) is None
+        values, known = encoding.evaluate(np.array([candidate])), describe(variant, VARIANTS[variant], COLUMNS).latency
+        off_hull = {"activations", "weights", "ops", "GMACs"} & set(known.outside) and encoding.in_hull[0]
+        assert (values.violation[0] > 0) == bool(off_hull)  # its shape is a trained one by definition
+        assert values.latency_ms[0] == pytest.approx(known.ms, abs=1e-9)
+    assert encode(space, base, base.changed({"num_classes": 7})) is None
 
 
 # ---------------------------------------------------------------------------------------------------- feasibility
@@ -319,17 +319,17 @@ def test_what_nothing_decides_keeps_the_published_value(result: SearchResult) ->
 
 def test_every_table_must_keep_the_budget() -> None:
     tables = [TABLE, load_table("iphone12"), load_table("iphone14")]
-    found = find(small_space(True), 1.0, tables)
+    found = find(small_space(True), 1.4, tables)
     for _, _, config in found.front:
-        assert max(profile(config).latency(table).ms for table in tables) <= 1.0
+        assert max(profile(config).latency(table).ms for table in tables) <= 1.4
     assert [estimate.device for estimate in found.best.latencies] == [table.device for table in tables]
     assert found.best.latency.ms == max(estimate.ms for estimate in found.best.latencies)
-    assert found.best.top1_percent <= find(small_space(True), 1.0).front[-1][1]
+    assert found.front[-1][1] < find(small_space(True), 1.4).front[-1][1]
 
 
 @pytest.mark.parametrize(
     "limits",
-    [Limits(params=6.5e6), Limits(macs=7e8), Limits(size_mb=14.0), Limits(params=7e6, macs=7e8, memory_mb=3.0)],
+    [Limits(params=6.5e6), Limits(macs=7e8), Limits(size_mb=12.0), Limits(params=7e6, macs=7e8, memory_mb=3.0)],
 )
 def test_limits_are_kept(limits: Limits) -> None:
     free, found = (find(small_space(False), 3.0, limits=some) for some in (NO_LIMITS, limits))
@@ -368,9 +368,9 @@ def test_a_limit_that_nothing_keeps_is_named_with_the_least(limits: Limits, mess
 
 def test_risk_moves_the_budget_by_the_table_s_error() -> None:
     for risk, name in ((-1.0, "high_ms"), (1.0, "low_ms")):
-        found = find(small_space(True), 1.0, risk=risk)
-        assert max(getattr(profile(config).latency(TABLE), name) for _, _, config in found.front) <= 1.0 + 1e-9
-    low, even, high = (find(small_space(True), 1.0, risk=risk).front[-1][1] for risk in (-1.0, 0.0, 1.0))
+        found = find(small_space(True), 1.3, risk=risk)
+        assert max(getattr(profile(config).latency(TABLE), name) for _, _, config in found.front) <= 1.3 + 1e-9
+    low, even, high = (find(small_space(True), 1.3, risk=risk).front[-1][1] for risk in (-1.0, 0.0, 1.0))
     assert low < even < high
 
 
@@ -449,7 +449,7 @@ def test_any_family_can_be_searched(family: str) -> None:
     found = find(SearchSpace.parse({"base": name, "genes": genes}), 90.0)
     assert found.best.config.family == family
     assert found.best.latency.ms <= 90
-    assert found.best.config.stage_shapes()[last].width == 2 * width
+    assert found.front[-1][2].stage_shapes()[last].width == 2 * width
     assert (found.kept, found.by_ablations) == ((), ())
 
 
