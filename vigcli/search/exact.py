@@ -17,7 +17,9 @@ every encoding whose score rises as said; that it does is what the tests hold th
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,11 +226,8 @@ class _Bounds:
             most = _root(self._greatest(unit, 0.0))
             weights = (np.geomspace(0.05, 20, 30) * most / self.blocks_ms).tolist()
             high.append(min([most, *(m * self.blocks_ms + _root(self._greatest(unit, m)) for m in weights)]))
-        shares: list[float] = np.geomspace(1e-4, 1, 400).tolist()
-        below = [share for share in shares if _root(self._greatest(share * macs - depthwise, 0.0)) <= 0]
-        above = [share for share in shares if _root(self._greatest(depthwise - share * macs, 0.0)) <= 0]
-        low.append(max(below, default=0.0))
-        high.append(min(above, default=1.0))
+        low.append(_last_that(lambda share: _root(self._greatest(share * macs - depthwise, 0.0)) <= 0, 0.0, 1e-5, 1.0))
+        high.append(_last_that(lambda share: _root(self._greatest(depthwise - share * macs, 0.0)) <= 0, 1.0, 1.0, 1e-5))
         return np.array(low) * (1 - _SLACK), np.array(high) * (1 + _SLACK)
 
     def _narrowed(self, low: Array, high: Array, least_s: float) -> Array:
@@ -262,6 +261,19 @@ class _Bounds:
         points[..., 1], points[..., 3] = macs[1:, None], shares[1:]
         plane = macs[:-1, None] * (slopes[1] + slopes[3] * shares[:-1])
         return slopes, height + float((self._s(points.reshape(-1, 4)) - origin - plane.reshape(-1)).max())
+
+
+def _last_that(holds: Callable[[float], bool], sure: float, start: float, end: float) -> float:
+    """Nearly the last value from `start` towards `end` for which a condition holds, by bisection; `sure` if none does.
+
+    The condition holds from one end up to some value, and not beyond.
+    """
+    if not holds(start):
+        return sure
+    for _ in range(24):
+        middle = math.sqrt(start * end)
+        start, end = (middle, end) if holds(middle) else (start, middle)
+    return start
 
 
 def _root(elimination: Elimination) -> float:
