@@ -97,9 +97,7 @@ def test_the_listed_blocks_are_those_that_networks_have(name: str) -> None:
 
 def test_no_block_is_listed_that_no_network_has() -> None:
     space = SHIPPED["mobilevig"]
-    small = space.model_copy(
-        update={"genes": {path: choices[:2] for path, choices in list(space.genes.items())[:7]}}
-    )
+    small = space.model_copy(update={"genes": {path: choices[:2] for path, choices in list(space.genes.items())[:7]}})
     base = base_of(small)
     found: set[str] = set()
     sizes = [len(choices) for choices in small.genes.values()]
@@ -122,7 +120,8 @@ def test_blocks_depend_on_the_genes_that_change_them() -> None:
         return {kind: frozenset(signatures) for kind, signatures in found.items()}
 
     paths, stage = list(space.genes), "stages[3]"
-    found = {kind: {paths[i] for i in genes} for kind, (genes, _) in dependencies(space, base_of(space), last_stage).items()}
+    moved = dependencies(space, base_of(space), last_stage)
+    found = {kind: {paths[gene] for gene in genes} for kind, (genes, _) in moved.items()}
     assert found == {
         "downsample": {"stages[2].width", f"{stage}.width"},
         "inverted_residual": {f"{stage}.width", "expansion"},

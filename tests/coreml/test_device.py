@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from vigcli.config.space import SearchSpace, load_space
+from vigcli.config.space_blocks import space_specs
 from vigcli.coreml import device, device_worker
 from vigcli.coreml.chains import load_plan, module_of, output_shape, plan_of, write_packages
 from vigcli.coreml.device import Machine, Measured, Target, machine_of, measure_on_device, rows_of
@@ -27,7 +28,6 @@ from vigcli.errors import ConfigError, UnavailableError
 from vigcli.latency.measured import read_measured
 from vigcli.latency.plan import Block, Package, Plan
 from vigcli.latency.protocol import Protocol
-from vigcli.config.space_blocks import space_specs
 from vigcli.measure.tables import space_blocks
 from vigcli.paths import find_file
 

@@ -56,7 +56,7 @@ def _size_of(space: str) -> str:
     from vigcli.cli.check import space_records
 
     records = space_records(builtin_folder("space") / f"{space}.yaml")
-    size, inside = (sum(found) for found in zip(*((r["size"], len(r["published_inside"])) for r in records), strict=True))
+    size, inside = sum(r["size"] for r in records), sum(len(r["published_inside"]) for r in records)
     return f"{format_many(size)} networks, {inside} of them published."
 
 

@@ -159,9 +159,7 @@ def check(names: tuple[str, ...], space_names: tuple[str, ...], as_json: bool) -
     records = []
     for name in names or builtin_names("table"):
         found = load_table(name)
-        records += [
-            {"table": name, "space": space.name, **space_coverage(found, space)._asdict()} for space in spaces
-        ]
+        records += [{"table": name, "space": space.name, **space_coverage(found, space)._asdict()} for space in spaces]
     if as_json:
         emit_json(records)
     else:

@@ -147,7 +147,7 @@ def _with(choices: tuple[Choice, ...], value: Choice) -> tuple[Choice, ...]:
         return choices
     joined = (*choices, value)
     numbers = all(isinstance(choice, int | float) for choice in joined)
-    return tuple(sorted(joined)) if numbers else joined  # type: ignore[type-var]
+    return tuple(sorted(joined)) if numbers else joined
 
 
 def variants_inside(space: SearchSpace) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
-"""What the blocks of a space depend on, and all blocks that a network of it can have, without building every network."""
+"""What the blocks of a space depend on, and all that its networks can have, without building every network."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from vigcli.config.archs import ArchConfig, BlockSpec, arch_config
@@ -29,7 +29,7 @@ class Configurator:
     def _slot(self, path: str) -> tuple[Any, str | int]:
         """Where a gene's value stands, found once."""
         *parents, last = split_path(path)
-        data = self._data
+        data: Any = self._data
         for part in parents:
             data = data[part]
         return data, last
