@@ -22,7 +22,8 @@ from vigcli.config.space import named_spaces
 from vigcli.latency.interpolate import block_kind, left_out
 from vigcli.latency.table import Accuracy, load_table
 from vigcli.measure.bench import this_machine
-from vigcli.measure.build import Plan, RoundsFile, accuracy, measure, plan, predicted_ms, random_networks, table_of
+from vigcli.measure.build import Plan, RoundsFile, measure, plan, predicted_ms, random_networks, table_of
+from vigcli.measure.join import accuracy
 
 
 def line(what: str, found: Accuracy) -> str:

@@ -120,9 +120,8 @@ def test_blocks_depend_on_the_genes_that_change_them() -> None:
         return {kind: frozenset(signatures) for kind, signatures in found.items()}
 
     paths, stage = list(space.genes), "stages[3]"
-    found = {
-        kind: {paths[i] for i in genes} for kind, (genes, _) in dependencies(space, base_of(space), last_stage).items()
-    }
+    moved = dependencies(space, base_of(space), last_stage)
+    found = {kind: {paths[gene] for gene in genes} for kind, (genes, _) in moved.items()}
     assert found == {
         "downsample": {"stages[2].width", f"{stage}.width"},
         "inverted_residual": {f"{stage}.width", "expansion"},

@@ -16,14 +16,11 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
-from yaml.composer import Composer
-from yaml.constructor import SafeConstructor
-from yaml.resolver import Resolver
 
+from vigcli.config.yaml_nodes import Dumper, composed
 from vigcli.errors import ConfigError, UsageError, did_you_mean
 
 MAX_YAML_BYTES = 1_000_000
-_MAX_DEPTH = 40
 Location = tuple[str | int, ...]
 T = TypeVar("T", bound="Strict")
 
@@ -118,86 +115,6 @@ def apply_settings(data: Any, settings: Sequence[str]) -> None:
 # ---------------------------------------------------------------------------------------------------- YAML
 
 
-# The scalars of the YAML 1.2 core schema: `3e-4` is a number, `010`, `12:30`, `off` and `2024-01-01` are words.
-_SCALARS = {
-    "bool": (r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    "null": (r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    "int": (r"[-+]?(0|[1-9][0-9]*)$", "-+0123456789"),
-    "float": (
-        r"([-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
-        "-+0123456789.",
-    ),
-}
-
-
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in (*_SCALARS, "str", "seq", "map")}
-
-
-class _SafeComposer(Composer):
-    """Composes without aliases, foreign tags and deep nesting."""
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        parser: Any = self  # a parser is mixed in
-        event = parser.peek_event()
-        where = f"{parser.name}:{event.start_mark.line + 1}"
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise ConfigError(f"{where}: aliases are not read.", "Write the value out.")
-        if self.depth > _MAX_DEPTH:
-            raise ConfigError(f"{where}: nested too deep.", f"At most {_MAX_DEPTH} levels.")
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        if node is not None and node.tag not in _PLAIN_TAGS:
-            raise ConfigError(f"{where}: the tag {event.tag} is not read.", "Use plain YAML values.")
-        return node
-
-
-class _Loader(_SafeComposer, yaml.SafeLoader):
-    """The safe loader with the scalars of YAML 1.2."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML wants it on the class)
-
-
-_LOADERS: list[Any] = [_Loader]
-if yaml.__with_libyaml__:
-    from yaml.cyaml import CParser  # type: ignore[attr-defined]
-
-    class _FastLoader(_SafeComposer, CParser, SafeConstructor, Resolver):
-        """`_Loader` by libyaml: a table of a thousand rows in a quarter of the time, with other complaints."""
-
-        yaml_implicit_resolvers = {}  # noqa: RUF012
-
-        def __init__(self, text: str):
-            CParser.__init__(self, text)
-            Composer.__init__(self)
-            SafeConstructor.__init__(self)
-            Resolver.__init__(self)
-
-    _LOADERS.insert(0, _FastLoader)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would take for something else than text."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML wants it on the class)
-
-
-for _tag, (_regexp, _first) in _SCALARS.items():
-    for _class in (*_LOADERS, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_regexp), list(_first))
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """In double quotes with escapes where it is not printable: PyYAML would write U+0085 raw, and read a line end."""
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
-
-
-_Dumper.add_representer(str, _text)
-
-
 def parse_yaml(text: str, name: str) -> tuple[Any, dict[Location, int]]:
     """YAML text as plain data, with the line of every key and item.
 
@@ -236,29 +153,13 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Location, int]]:
         return value
 
     try:
-        loader, node = _composed(text, name)
+        loader, node = composed(text, name)
         return (plain(node, ()) if node is not None else None), lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark is not None else name
         problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
         raise ConfigError(f"{where}: {problem}.", "Check the YAML syntax.") from error
-
-
-def _composed(text: str, name: str) -> tuple[Any, yaml.Node | None]:
-    """What makes values of nodes, and the node of the whole text. What libyaml refuses PyYAML reads again: its
-    complaints are then the same everywhere."""
-    for number, kind in enumerate(_LOADERS, 1):
-        loader = kind(text)
-        loader.name = name
-        try:
-            return loader, loader.get_single_node()
-        except yaml.YAMLError:
-            if number == len(_LOADERS):
-                raise
-        finally:
-            loader.dispose()
-    raise AssertionError("no loader")
 
 
 def read_text(path: Path | str) -> str:
@@ -316,7 +217,7 @@ def dump(config: Strict) -> str:
 
 def dump_yaml(data: Any) -> str:
     """Plain data as YAML that `parse_yaml` reads back to equal data."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
 # ---------------------------------------------------------------------------------------------------- complaints

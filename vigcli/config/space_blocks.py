@@ -1,4 +1,4 @@
-"""What the blocks of a space depend on, and all blocks that its networks can have, without building every network."""
+"""What the blocks of a space depend on, and all that its networks can have, without building every network."""
 
 from __future__ import annotations
 

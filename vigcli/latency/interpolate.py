@@ -1,7 +1,7 @@
 """Blocks between measured ones: the price of a block without a row, by rows of its kind.
 
-Blocks of a kind (`graph`, `inverted_residual`, ...) cost about linearly in what they compute and move; a line through
-the rows of a kind is corrected by what the nearest of them are off it.
+Blocks of a kind (`graph`, `inverted_residual`, ...) cost about linearly in what they compute and move. What the rows of
+a kind are off that line, as ratios, is told between them by a Gaussian process over the logarithms of their features.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from vigcli.latency.trace import OpTrace
 
 Array = NDArray[np.float64]
 Features = tuple[float, float, float, float, float]
-NEIGHBOURS = 4  # rows whose errors correct a line
+REACH = 2.0  # of a row's ratio, in powers of e of a feature
+AMPLITUDE, TREND, NOISE = 0.3, 0.012, 1e-3  # variances of the logarithms of ratios: near, along features, of a timing
 
 
 class BlockPrice(NamedTuple):
@@ -45,29 +46,44 @@ def features_of(trace: OpTrace) -> Features:
 
 @dataclass(frozen=True)
 class _Line:
-    """The rows of one kind and the non-negative line through them."""
+    """The rows of one kind, the non-negative line through them, and what they are off it."""
 
     features: Array  # (rows, 5)
-    ms: Array
     slopes: Array
+    places: Array  # (rows, 5): logarithms of the features
+    middle: float  # of the logarithms of ratios
+    weights: Array  # (rows,)
+    inverse: Array  # (rows, rows), of the covariance
 
     @classmethod
     def through(cls, features: Array, ms: Array) -> _Line:
         from scipy.optimize import nnls
 
         slopes, _ = nnls(features / ms[:, None], np.ones(len(ms)))  # least relative error
-        return cls(features, ms, slopes)
+        places = _places(features, features)
+        ratios = np.log(ms / (features @ slopes))
+        middle = float(ratios.mean())
+        inverse: Array = np.linalg.inv(_covariance(places, places) + NOISE * np.eye(len(ms))).astype(np.float64)
+        return cls(features, slopes, places, middle, inverse @ (ratios - middle), inverse)
 
     def at(self, wanted: Array) -> tuple[float, float]:
         """Milliseconds and their spread."""
-        line = self.features @ self.slopes
-        scale = self.features.max(0) + 1e-12
-        distance = np.abs(np.log1p(self.features / scale) - np.log1p(wanted / scale)).sum(1)
-        near = np.argsort(distance, kind="stable")[:NEIGHBOURS]
-        weight = 1 / (distance[near] + 1e-6)
-        ratios = self.ms[near] / line[near]
-        ms = float(wanted @ self.slopes * np.average(ratios, weights=weight))
-        return ms, float(ms * np.std(ratios))
+        place = _places(wanted[None], self.features)
+        near = _covariance(place, self.places)[0]
+        ms = float(wanted @ self.slopes * np.exp(self.middle + near @ self.weights))
+        variance = float(_covariance(place, place)[0, 0] - near @ self.inverse @ near)
+        return ms, ms * max(variance, 0.0) ** 0.5
+
+
+def _places(features: Array, of_rows: Array) -> Array:
+    """Logarithms about their middle; a thousandth of the most is next to none."""
+    least = 1e-3 * of_rows.max(0) + 1e-12
+    return np.log(features + least) - np.log(of_rows + least).mean(0)
+
+
+def _covariance(ones: Array, others: Array) -> Array:
+    squares = ((ones[:, None] - others[None]) ** 2).sum(-1)
+    return AMPLITUDE * np.exp(-squares / (2 * REACH**2)) + TREND * ones @ others.T
 
 
 class Interpolation:
