@@ -129,7 +129,7 @@ def table() -> LatencyTable:
     return LatencyTable.parse({
         "format": 2, "unit": "ms", "device": "iPhone 13 mini", "aliases": ["iphone13-mini"], "soc": "A15",
         "os": "iOS 16", "runtime": "CoreML", "compute_unit": "ALL (Neural Engine preferred)", "precision": "fp16",
-        "protocol": "p", "source": "s", "date": "2026-01-01", "tools": {}, "kind": "measured", "fixed_ms": 0.5,
+        "protocol": "p", "source": "s", "date": "2026-01-01", "tools": {"vig": "0"}, "kind": "measured", "fixed_ms": 0.5,
         "interval": {"factor": 1.1, "coverage_percent": 80.0}, "accuracy": {}, "calibration": None, "num_rows": 1,
         "rows": {"x 1x1x1": {"ms": 1.0, "plus_minus_ms": 0.1, "kind": "measured", "num_runs": 3, "where": "there"}},
     })  # fmt: skip
@@ -163,7 +163,7 @@ def test_blocks_of_every_family_have_signatures_that_are_read(tmp_path: Path) ->
         ({"ms": "0"}, "is no number above 0"),
         ({"ms": "nan"}, "is no number above 0"),
         ({"ms": "inf"}, "is no number above 0"),
-        ({"ms": "20000"}, "are these milliseconds"),
+        ({"ms": "20000"}, "milliseconds are meant"),
         ({"ms": ""}, "is empty"),
         ({"ms": "1 ms"}, "is no number above 0"),
         ({"unit": "us"}, "unit = 'us' is none of ms"),

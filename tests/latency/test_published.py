@@ -39,6 +39,8 @@ def replace_in_line(path: Path, line: int, old: str, new: str) -> None:
         (LATENCIES, 2, ",0.8,", ",nan,", ":2: latency_ms = 'nan' is no number above 0"),
         (LATENCIES, 2, ",0.8,", ",fast,", ":2: latency_ms = 'fast' is no number above 0"),
         (LATENCIES, 2, "timm:", "timm:no_", ":2: builder = .* has no ops"),
+        (LATENCIES, 3, "256,iPhone 13 mini", "224.5,iPhone 13 mini", ":3: resolution = '224.5' is no whole number"),
+        (LATENCIES, 2, "\n", ",more\n", ":2: has more cells than the header"),
         (OPS, 1, "act_MB", "act", ":2: there is no column 'act_MB'"),
         (OPS, 2, ",F0,", ",F7,", ":2: fusion = 'F7' is none of F0, F2"),
     ],

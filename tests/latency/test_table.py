@@ -387,6 +387,14 @@ def test_a_device_is_calibrated_by_its_anchors(table: LatencyTable, tmp_path: Pa
         ("network,resolution\nmobilevigv2_ti,224\n", "a.csv:2: there is no column 'latency_ms'"),
         ("network,resolution,latency_ms\nmobilevigv2_ti,224,-1\n", "a.csv:2: latency_ms = '-1' is no number above 0"),
         ("network,resolution,latency_ms\nmobilevigv2_ti,224,soon\n", "a.csv:2: latency_ms = 'soon'"),
+        ("network,resolution,latency_ms\nmobilevigv2_ti,224\n", "a.csv:2: ends before the column 'latency_ms'"),
+        ("network,resolution,latency_ms\nmobilevigv2_ti,224,1,2\n", "a.csv:2: has more cells than the header"),
+        ("network,resolution,latency_ms\nmobilevigv2_ti,224.5,1\n", "a.csv:2: resolution = '224.5' is no whole number"),
+        (
+            "network,resolution,latency_ms\nmobilevigv2_ti,224,900\n",
+            "a.csv:2: latency_ms = '900' is far from the 0.92 ms",
+        ),
+        ("network,resolution,latency_ms\nmobilevigv2_ti,224,0.0009\n", "a.csv:2: .* milliseconds are meant"),
         ("network,resolution,latency_ms\nmobilevigv9,224,1\n", "a.csv:2: .*mobilevigv9"),
         ("network,resolution,latency_ms\n", "a.csv: holds no rows"),
         ("", "a.csv: holds no rows"),
@@ -427,10 +435,11 @@ def test_an_unknown_or_damaged_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     text = dump(short(TABLES["iphone13-mini"]))
     for old, new in (("unit: ms", "unit: us"), ("precision: fp16", "precision: fp8"), ("scale: 1.0", "scale: -1.0"),
-                     ("format: 2", "format: 1"), ("soc: A15", "soc: ''"), ("date: 2", "date: x2")):  # fmt: skip
+                     ("format: 2", "format: 1"), ("soc: A15", "soc: ''"), ("date: 2", "date: x2"),
+                     ("tools: {vig", "tools: {}  # {vig"), ("source: arXiv", "from: arXiv")):  # fmt: skip
         assert old in text
         path.write_text(text.replace(old, new))
-        with pytest.raises(ConfigError, match=rf"mine\.yaml.*{old.split(':')[0]}"):
+        with pytest.raises(ConfigError, match=rf"mine\.yaml:\d+: .*({old.split(':')[0]}|{new.split(':')[0]})"):
             load_table(path)
 
 

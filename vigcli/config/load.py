@@ -272,6 +272,7 @@ _EXPECTED = {  # pydantic's kinds of complaints: what was expected, and how one 
     "float_type": ("a number", "Write a number, without quotes."),
     "bool_type": ("true or false", "Write true or false, without quotes."),
     "string_type": ("text", "Write text; in quotes where it looks like a number."),
+    "string_too_short": ("text", "Write what it is."),
     "tuple_type": ("a list", "Write [a, b]."),
     "dict_type": ("a mapping", "Write key: value."),
     "model_type": ("a mapping", "Write key: value."),

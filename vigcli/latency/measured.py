@@ -137,8 +137,6 @@ def table_rows(path: Path | str, table: LatencyTable) -> dict[str, Row]:
 
 
 def _row(line: Line) -> MeasuredRow:
-    if None in line.cells:  # where csv puts what is beyond the header
-        raise ConfigError(f"{line.path}:{line.number}: has more cells than the header.", _HINT)
     line.one_of("unit", ("ms",))
     line.one_of("compute_units", UNITS)
     line.one_of("precision", ("fp16", "fp32"))
@@ -146,7 +144,7 @@ def _row(line: Line) -> MeasuredRow:
         if not re.fullmatch(pattern, line.text(column), re.ASCII):
             raise line.wrong(column, f"does not match {pattern}")
     if line.positive("ms") > MAX_ROW_MS:
-        raise line.wrong("ms", f"is above {MAX_ROW_MS:g}: are these milliseconds?")
+        raise line.wrong("ms", f"is above {MAX_ROW_MS:g}; milliseconds are meant")
     few, many = line.whole("few", 0), line.whole("many", 1)
     if few >= many:
         raise line.wrong("many", "is not above few")

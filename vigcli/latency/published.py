@@ -8,13 +8,12 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from vigcli.errors import ConfigError
 from vigcli.latency.calibrated import Network, Row
 from vigcli.latency.trace import Op, OpTrace
 
-T = TypeVar("T")
+MAX_OPS = 100_000  # of a kind and size in a network
 _HINT = "Compare it with the file of the same name in latency_tables/published/."
 
 
@@ -26,12 +25,13 @@ def load_published(folder: Path) -> tuple[list[Row], dict[Network, OpTrace]]:
     ops: dict[Network, dict[str, list[Op]]] = {}
     for line in read_csv(folder / "published_network_ops.csv.gz"):
         op = Op(line.text("kind"), line.count("act_MB", 1e6), line.count("weight_MB", 1e6), line.count("gmacs", 1e9))
-        lists = ops.setdefault((line.text("builder"), line.count("resolution")), {"F0": [], "F2": []})
-        lists[line.one_of("fusion", ("F0", "F2"))] += [op] * line.count("count")
+        lists = ops.setdefault((line.text("builder"), line.whole("resolution", 1)), {"F0": [], "F2": []})
+        lists[line.one_of("fusion", ("F0", "F2"))] += [op] * line.whole("count", 1, MAX_OPS)
     rows = []
     for line in read_csv(folder / "published_latencies.csv"):
         if line.cells.get("builder"):
-            row = Row(line.text("builder"), line.count("resolution"), line.text("group"), line.positive("latency_ms"))
+            network = line.text("builder"), line.whole("resolution", 1)
+            row = Row(*network, line.text("group"), line.positive("latency_ms"))
             if row.network not in ops:
                 raise line.wrong("builder", "has no ops in published_network_ops.csv.gz")
             rows.append(row)
@@ -48,9 +48,13 @@ def read_csv(path: Path, hint: str = _HINT) -> Iterator[Line]:
     try:
         with gzip.open(path, "rt", **_TEXT) if path.suffix == ".gz" else open(path, **_TEXT) as file:  # type: ignore[call-overload]
             for number, cells in enumerate(csv.DictReader(file, strict=True), 2):
+                if None in cells:  # where csv puts what is beyond the header
+                    raise ConfigError(f"{path}:{number}: has more cells than the header.", hint)
                 yield Line(path, number, cells, hint)
     except (csv.Error, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ConfigError(f"{path}:{number}: the file is damaged: {error}.", hint) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}.", "Check the path.") from error
     if number == 1:
         raise ConfigError(f"{path}: holds no rows.", hint)
 
@@ -70,9 +74,10 @@ class Line:
 
     def text(self, column: str) -> str:
         """A cell that is not empty."""
-        found = self.cells.get(column)
-        if column not in self.cells or found is None:
+        if column not in self.cells:
             raise ConfigError(f"{self.path}:{self.number}: there is no column '{column}'.", self.hint)
+        if (found := self.cells[column]) is None:
+            raise ConfigError(f"{self.path}:{self.number}: ends before the column '{column}'.", self.hint)
         if not found.strip():
             raise self.wrong(column, "is empty")
         return found
@@ -90,11 +95,14 @@ class Line:
         """A number, zero included."""
         return self._number(column, lambda x: x >= 0, "is no number from 0 on")
 
-    def whole(self, column: str, least: int) -> int:
+    def whole(self, column: str, least: int, most: int = 10**9) -> int:
         """A whole number from `least` on."""
-        return int(self._number(column, lambda x: x >= least and x == int(x), f"is no whole number from {least} on"))
+        sound = self._number(
+            column, lambda x: least <= x <= most and x == int(x), f"is no whole number from {least} on"
+        )
+        return int(sound)
 
-    def count(self, column: str, unit: float = 1) -> int:
+    def count(self, column: str, unit: float) -> int:
         """So many units, of which the cell counts `unit` as one."""
         return round(self.at_least_0(column) * unit)
 

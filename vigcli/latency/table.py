@@ -105,7 +105,7 @@ class LatencyTable(Strict):
     protocol: Text
     source: Text
     date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
-    tools: dict[str, str]
+    tools: Annotated[dict[Text, Text], Field(min_length=1)]
     kind: Literal["calibrated", "measured", "mixed"]
     fixed_ms: NonNegative
     interval: Interval

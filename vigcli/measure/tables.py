@@ -244,6 +244,7 @@ def _interval(factor: float, covered: float) -> Interval:
 
 
 MIN_ANCHORS = 3
+MAX_FACTOR = 100  # between two devices; seconds and microseconds are further off
 LABS_TO_DEVICES = 0.07 / 0.15  # scatter of a lab's rows around the model, and of devices around each other
 
 
@@ -263,12 +264,17 @@ def read_anchors(path: Path, base: LatencyTable) -> list[Anchor]:
     """
     anchors = []
     for line in read_csv(path, "Write it with the columns network,resolution,latency_ms."):
-        name, resolution, ms = line.text("network"), line.count("resolution"), line.positive("latency_ms")
+        name, resolution, ms = line.text("network"), line.whole("resolution", 1), line.positive("latency_ms")
         try:
             config = resolved(name).changed({"resolution": resolution})
         except ConfigError as error:
             raise ConfigError(f"{path}:{line.number}: {error}", error.hint) from error
-        anchors.append(Anchor(name, resolution, ms, profile(config).latency(base).ms))
+        base_ms = profile(config).latency(base).ms
+        if not 1 / MAX_FACTOR < ms / base_ms < MAX_FACTOR:
+            raise line.wrong(
+                "latency_ms", f"is far from the {base_ms:.2g} ms of the {base.device}; milliseconds are meant"
+            )
+        anchors.append(Anchor(name, resolution, ms, base_ms))
     return anchors
 
 
