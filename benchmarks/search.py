@@ -68,7 +68,7 @@ def make_task(space_name: str, budget_ms: float, shapes: bool) -> Task:
         space = space.model_copy(update={"trained_shapes": None})
     base = arch_config(space.base)
     trained = {name: VARIANTS[name] for name in space.trained_shapes.variants} if space.trained_shapes else {}
-    encoding = encode_space(space, base, trained, table).keeping_unseen().without_idle_choices()
+    encoding = encode_space(space, base, trained, [table]).keeping_unseen().without_idle_choices()
     known = [c for c in (encode(encoding.space, base, v) for v in VARIANTS.values()) if c]
     least = np.array([cheapest(encoding)], np.intp)
     seeds = np.concatenate([np.array(known, np.intp).reshape(-1, least.shape[1]), least])

@@ -8,7 +8,7 @@ import re
 import pytest
 from matplotlib.figure import Figure
 
-from tests.html import read
+from tests.documents import read
 from vigcli.runs.html import COLOURS, Html, breakable, element, figure, joined, linked, listing, page, section, table
 
 HOSTILE = "<script>alert('x')</script> & \"y\""

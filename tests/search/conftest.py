@@ -50,7 +50,7 @@ def wide(request: pytest.FixtureRequest) -> Encoding:
     space = SearchSpace.parse({"base": "mobilevigv2_s", "genes": GENES, **rules})
     base = arch_config(space.base)
     variants = {name: VARIANTS[name] for name in trained} if rules else {}
-    return encode_space(space, base, variants, load_table("iphone13-mini")).without_idle_choices()
+    return encode_space(space, base, variants, [load_table("iphone13-mini")]).without_idle_choices()
 
 
 @pytest.fixture(scope="session")

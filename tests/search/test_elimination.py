@@ -71,7 +71,7 @@ def test_samples_come_as_often_as_their_weight_says() -> None:
 
 def test_a_chain_of_stages_joins_no_more_than_its_largest_part(wide: Encoding) -> None:
     """The order keeps dynamic programming along the stages, and the count of allowed candidates is exact."""
-    parts = wide.segments
+    parts = wide.parts
     order = elimination_order([part.axes for part in parts], wide.num_choices.tolist())
     logs = [(part.axes, np.where(part.allowed, 0.0, -np.inf)) for part in parts]
     sampler = Sampler(logs, order, wide.num_choices.tolist())

@@ -36,7 +36,7 @@ def test_an_engine_keeps_the_budget_and_repeats(wide: Encoding, published: Popul
         assert (np.diff(found.latency_ms) > 0).all()
         assert (np.diff(found.score) > 0).all()
         assert 0 < found.num_feasible <= found.num_evaluated
-    assert name == "vig" or all(found.num_evaluated == 1000 for found in runs)
+    assert name == "vig" or all(1000 <= found.num_evaluated < 1500 for found in runs)  # NSGA-II in generations
     assert runs[0].candidates.tolist() == runs[1].candidates.tolist()
     assert runs[0].candidates.tolist() != runs[2].candidates.tolist()
     assert {total for _, total in calls} == {1000}
@@ -81,7 +81,7 @@ from vigcli.latency.table import load_table
 from vigcli.search.encoding import encode_space
 from vigcli.search.engines import engine
 space = SearchSpace.parse({"base": "mobilevigv2_s", "genes": {"stages[3].width": [192, 256], "head_width": [384, 512]}})
-encoding = encode_space(space, arch_config(space.base), {}, load_table("iphone13-mini"))
+encoding = encode_space(space, arch_config(space.base), {}, [load_table("iphone13-mini")])
 nothing = np.zeros((0, 2), np.intp)
 print(engine("nni")(encoding, 9.0, nothing, np.random.default_rng(0), num_candidates=20).num_feasible)
 """

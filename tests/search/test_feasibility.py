@@ -33,7 +33,7 @@ def test_what_a_prefix_can_reach_is_never_more_than_its_completions(wide: Encodi
     values = encoding.evaluate(rows)
     kept = values.violation == 0
     for decided in range(len(reach.order) + 1):
-        bound = reach.latency_ms(rows[:, reach.order[:decided]])
+        bound = reach.least(rows[:, reach.order[:decided]])
         assert (bound[kept] <= values.latency_ms[kept]).all()
     budget_ms = float(np.median(values.latency_ms[np.isfinite(bound)]))
     listed = reach.below(budget_ms, len(rows))

@@ -169,7 +169,7 @@ def test_another_search_is_refused(wide: Encoding, published: Population, tmp_pa
     assert "holds no search" in str(refused(wide, published, tmp_path))
     searched(wide, published, tmp_path)
     assert "seed was 5, now 6" in str(refused(wide, published, tmp_path, seed=6))
-    fewer = wide._restricted({0: [0, 1]})
+    fewer = wide._restricted({0: [0]})
     assert "encoding was" in str(refused(fewer, published[:0], tmp_path))
 
 

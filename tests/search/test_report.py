@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.html import Document, read
+from tests.documents import Document, read
 from vigcli.config.archs import VARIANTS
 from vigcli.config.recipe import load_recipe
 from vigcli.latency.table import load_table
