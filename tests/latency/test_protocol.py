@@ -129,7 +129,8 @@ def table() -> LatencyTable:
     return LatencyTable.parse({
         "format": 2, "unit": "ms", "device": "iPhone 13 mini", "aliases": ["iphone13-mini"], "soc": "A15",
         "os": "iOS 16", "runtime": "CoreML", "compute_unit": "ALL (Neural Engine preferred)", "precision": "fp16",
-        "protocol": "p", "source": "s", "date": "2026-01-01", "tools": {"vig": "0"}, "kind": "measured", "fixed_ms": 0.5,
+        "protocol": "p", "source": "s",
+        "date": "2026-01-01", "tools": {"vig": "0"}, "kind": "measured", "fixed_ms": 0.5,
         "interval": {"factor": 1.1, "coverage_percent": 80.0}, "accuracy": {}, "calibration": None, "num_rows": 1,
         "rows": {"x 1x1x1": {"ms": 1.0, "plus_minus_ms": 0.1, "kind": "measured", "num_runs": 3, "where": "there"}},
     })  # fmt: skip
