@@ -31,15 +31,16 @@ Array = NDArray[np.float64]
 Population = NDArray[np.intp]  # (candidates, genes), indices into the genes' choices
 
 # What a part is summed up to; `peak_mb` alone is the greatest. The score is of the network with its ImageNet classifier
-# and both heads; `points` are what published ablations say of choices that it does not see. Behind these columns each
-# table has two: milliseconds, and those of its second opinion.
+# and both heads; `points` are what published ablations say of choices that it does not see; `doubts` counts blocks
+# with operations that a table was not fitted to. Behind these columns each table has two: milliseconds, and those of
+# its second opinion.
 COLUMNS = (
     "macs", "weight_mb", "act_mb", "num_ops", "params", "peak_mb",
-    "score_params", "score_macs", "score_depthwise_macs", "score_layers", "points",
+    "score_params", "score_macs", "score_depthwise_macs", "score_layers", "points", "doubts",
 )  # fmt: skip
 (
     MACS, WEIGHT_MB, ACT_MB, NUM_OPS, PARAMS, PEAK_MB,
-    SCORE_PARAMS, SCORE_MACS, SCORE_DEPTHWISE, SCORE_LAYERS, POINTS,
+    SCORE_PARAMS, SCORE_MACS, SCORE_DEPTHWISE, SCORE_LAYERS, POINTS, DOUBTS,
 ) = range(len(COLUMNS))  # fmt: skip
 _MAX_COMBINATIONS = 200_000
 _CHUNK = 20_000  # candidates that are priced at once: more would not fit the processor's cache
@@ -165,6 +166,7 @@ class Encoding:
         trained: (stages, numbers, least and greatest) of `SHAPE_NUMBERS` that are in the range of trained shapes; None
             where the space has no such rule, or it is not kept.
         in_hull: of each table, whether networks must be in its fitted range; not where no published one is.
+        undoubted: whether no block may have operations that a table was not fitted to; not where published ones have.
     """
 
     space: SearchSpace
@@ -174,6 +176,7 @@ class Encoding:
     numbers: tuple[tuple[ShapeNumber, ...], ...]
     trained: Array | None
     in_hull: tuple[bool, ...]
+    undoubted: bool
     limits: Limits = NO_LIMITS
 
     @property
@@ -219,6 +222,8 @@ class Encoding:
             values = self._shares(total, by_stage)
             low, high = np.moveaxis(self.trained[:, shares:], -1, 0)
             violation += _outside(values, low, high).sum(1)
+        if self.undoubted:
+            violation += total[:, DOUBTS]
         latency_ms = np.zeros(len(population))
         for i, table in enumerate(self.tables):
             ms = table.network_ms(total[:, ms_column(i)])
@@ -389,9 +394,11 @@ class Columns:
             count, scored = count_block(family, spec), block_size(family, spec)
             deployed = count.deployed
             prices = [table.block_ms(spec.signature, deployed) for table in self.tables]
+            doubted = any(price.doubts for price in prices)
             self._known[family, spec] = np.array([
                 deployed.macs, deployed.weight_mb, deployed.act_mb, deployed.num_ops, count.params.inference,
-                count.peak_bytes / 1e6, scored.params, scored.macs, scored.depthwise_macs, scored.path_layers, 0.0,
+                count.peak_bytes / 1e6, scored.params, scored.macs, scored.depthwise_macs, scored.path_layers,
+                0.0, doubted,
                 *(ms for price in prices for ms in (price.ms, price.second_ms or 0.0)),
             ])  # fmt: skip
         return self._known[family, spec]
@@ -439,7 +446,8 @@ def encode_space(
     totals = [columns.network(config)[None] for config in variants.values()]
     in_hull = tuple(any(not table.outside(*_hull_features(t)[0]) for t in totals) for table in tables)
     parts, numbers = _Encoder(space, base, columns, trained).parts(on_progress)
-    return Encoding(space, base, tuple(tables), parts, numbers, trained, in_hull, limits)
+    undoubted = bool(totals) and not any(total[0, DOUBTS] for total in totals)
+    return Encoding(space, base, tuple(tables), parts, numbers, trained, in_hull, undoubted, limits)
 
 
 class _Encoder:
