@@ -179,16 +179,15 @@ def test_published_variants_in_a_space_are_recognised(name: str) -> None:
 def test_the_cheapest_is_that_of_brute_force(small: tuple[Encoding, Population, Any]) -> None:
     encoding, population, values = small
     fair = np.where(values.violation == 0, values.latency_ms, np.inf)
-    for seeds in (np.zeros((0, len(GENES)), np.intp), population[[len(population) - 1]]):
-        found = cheapest(encoding, seeds, np.random.default_rng(0))
-        assert found is not None
-        assert encoding.evaluate(np.array([found])).latency_ms[0] == pytest.approx(fair.min(), abs=1e-12)
-        assert encoding.evaluate(np.array([found])).violation[0] == 0
+    found = cheapest(encoding)
+    assert found is not None
+    assert encoding.evaluate(np.array([found])).latency_ms[0] == pytest.approx(fair.min(), abs=1e-12)
+    assert encoding.evaluate(np.array([found])).violation[0] == 0
 
 
 def test_a_space_against_its_own_rules_has_no_cheapest() -> None:
     encoding = encoded(small_space(True, **{"stages[2].local_depth": [0, 1], "head_width": [384, 512]}))
-    assert cheapest(encoding, np.zeros((0, 2), np.intp), np.random.default_rng(0)) is None
+    assert cheapest(encoding) is None
     with pytest.raises(InfeasibleError, match="keeps its own rules"):
         search(encoding.space, TABLE, 1.0)
 
@@ -227,7 +226,7 @@ def check_front(found: Found, encoding: Encoding, budget_ms: float) -> None:
 def test_evolution_finds_the_true_front(small: tuple[Encoding, Population, Any], budget_ms: float) -> None:
     encoding, population, values = small
     fair = (values.violation == 0) & (values.latency_ms <= budget_ms)
-    found = evolve(encoding, budget_ms, population[:0], np.random.default_rng(0), generations=15)
+    found = evolve(encoding, budget_ms, population[:0], np.random.default_rng(0))
     check_front(found, encoding, budget_ms)
     front = [
         (ms, score)
@@ -247,9 +246,9 @@ def test_a_front_of_the_shipped_space_keeps_budget_and_rules(budget_ms: float) -
     encoding = encoding.without_idle_choices()
     nothing = np.zeros((0, len(space.genes)), np.intp)
     generator = np.random.default_rng(3)
-    found = evolve(encoding, budget_ms, nothing, generator, population_size=300, generations=25)
+    found = evolve(encoding, budget_ms, nothing, generator, num_candidates=5000, max_evaluated=8000)
     check_front(found, encoding, budget_ms)
-    assert found.num_evaluated == 26 * 300
+    assert found.num_evaluated <= 8000
     chance = random_search(encoding, budget_ms, found.num_evaluated, generator)
     check_front(chance, encoding, budget_ms)
     assert found.score[-1] > chance.score[-1]
@@ -336,8 +335,8 @@ def test_the_seed_decides(result: SearchResult) -> None:
     space = load_space(find_file("space", "mobilevigv2"))
     assert search(space, TABLE, 1.0).front == result.front
     other = search(space, TABLE, 1.0, seed=1)
-    assert [score for _, score, _ in other.front] != [score for _, score, _ in result.front]
-    assert other.best.top1_percent == pytest.approx(result.best.top1_percent, abs=0.2)
+    assert other.random_front != result.random_front
+    assert other.front == result.front  # the space has no more networks below this budget: the front is the true one
 
 
 def test_a_search_at_another_resolution_and_number_of_classes() -> None:
