@@ -36,7 +36,8 @@ def test_an_engine_keeps_the_budget_and_repeats(wide: Encoding, published: Popul
         assert (np.diff(found.latency_ms) > 0).all()
         assert (np.diff(found.score) > 0).all()
         assert 0 < found.num_feasible <= found.num_evaluated
-    assert name == "vig" or all(1000 <= found.num_evaluated < 1500 for found in runs)  # NSGA-II in generations
+    most = {"nsga2": 1499, "nni": 1000, "vig": 10_000}[name]  # whole generations, and only feasible ones are counted
+    assert all(1000 <= found.num_evaluated <= most for found in runs)
     assert runs[0].candidates.tolist() == runs[1].candidates.tolist()
     assert runs[0].candidates.tolist() != runs[2].candidates.tolist()
     assert {total for _, total in calls} == {1000}

@@ -167,7 +167,11 @@ def nni_evolution(
 
     logging.getLogger("nni").setLevel(logging.ERROR)  # it would report on every model
     strategy = Chain(
-        RegularizedEvolution(seed=int(generator.integers(2**31)), crossover=True),
+        RegularizedEvolution(
+            seed=int(generator.integers(2**31)),
+            crossover=True,
+            mutation_prob=2 / max(int((encoding.num_choices > 1).sum()), 2),  # at its default most children are known
+        ),
         Budget(keeps_the_budget, metric_for_invalid=0.0),
     )
     strategy(Space(), SequentialExecutionEngine())
