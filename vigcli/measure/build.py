@@ -5,9 +5,9 @@ Timing itself is `vigcli.measure.bench`'s matter; any other that times a chain o
 A block alone costs other than in a network: its input comes in the plain layout and has to be rearranged, where in a
 network the block before hands it on as it is, and its weights stay in the caches, which in a network others have used
 since. Over whole networks three numbers make up for it: `factor` on the block's milliseconds, `ms_per_mb` for each MB
-(1e6 bytes, fp32) that enters it, and a share of its first milliseconds, more or less by its kind. They are fitted on networks drawn for
-that alone (the anchors) and folded into the rows, so that rows simply add up. How wrong their sums are is told by other
-networks (the tests), which neither a row nor the fit has seen whole.
+(1e6 bytes, fp32) that enters it, and a share of its first milliseconds, more or less by its kind. They are fitted on
+networks drawn for that alone (the anchors) and folded into the rows, so that rows simply add up. How wrong their sums
+are is told by other networks (the tests), which neither a row nor the fit has seen whole.
 """
 
 from __future__ import annotations
@@ -118,8 +118,7 @@ def plan(spaces: Iterable[SearchSpace], quick: bool = False, seed: int = 0) -> P
         family = arch_config(space.base).family
         blocks |= {signature: Piece(family, spec) for signature, spec in space_specs(space).items()}
     kept = _thinned(blocks, () if quick else named, GRID / 2 if quick else GRID)
-    from_each = 2 * (1 if quick else NETWORKS_FROM_EACH)
-    networks = random_networks(spaces, from_each, np.random.default_rng(seed))
+    networks = random_networks(spaces, 2 if quick else 2 * NETWORKS_FROM_EACH, np.random.default_rng(seed))
     # Each source gives its networks one after another: every other one is a test, so that both have all families.
     chains = {f"{('anchor', 'test')[i % 2]} {i // 2}": pieces for i, pieces in enumerate(networks)}
     return Plan(dict(sorted(kept.items())), chains)
@@ -362,7 +361,7 @@ def table_of(planned: Plan, timings: Mapping[str, Timing], machine: Machine, ali
         compute_unit="CPU, one thread",
         precision="fp32",
         protocol=f"{PROTOCOL}; {timings[EMPTY].num_rounds} rounds; joined by x {join.factor:.4f} "
-        f"- {join.ms_per_mb:.4f} ms per MB of fp32 that enters a block + {join.share:.4f} of its first {FIRST_MS:g} ms, "
+        f"- {join.ms_per_mb:.4f} ms per MB of fp32 that enters a block + {join.share:.2f} of its first {FIRST_MS:g} ms, "
         "more or less by its kind; the error is of networks timed in the same rounds: a busier machine takes longer",
         source=f"`vig table build` on {machine}",
         date=datetime.date.today().isoformat(),
