@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vigcli.config.archs import VARIANTS, arch_config
+from vigcli.config.archs import VARIANTS, BlockSpec, arch_config
 from vigcli.config.load import dump, dump_yaml
 from vigcli.config.space import SearchSpace, named_spaces, variants_inside
 from vigcli.config.space_blocks import space_specs
@@ -23,9 +24,9 @@ from vigcli.measure.tables import (
     Coverage,
     Study,
     calibrate,
+    coverage_of,
     read_anchors,
     space_blocks,
-    space_coverage,
 )
 from vigcli.paths import builtin_folder, builtin_names
 
@@ -37,6 +38,13 @@ SPACES = {space.name: space for space in named_spaces()}
 spaces = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 LEAVES = ("top-k, which leaves the Neural Engine", "a gather, which leaves the Neural Engine")
+
+
+@functools.cache
+def specs_of(name: str) -> dict[str, BlockSpec]:
+    return space_specs(SPACES[name])
+
+
 TRACE = OpTrace((Op("pw", 3_000_000, 400_000, 10**8),), (Op("pw", 2_500_000, 400_000, 10**8),), 1)
 
 
@@ -66,7 +74,7 @@ def measured(signature: str, ms: float) -> dict[str, Row]:
 @calibrated_tables
 @spaces
 def test_every_block_of_a_shipped_space_has_its_row(name: str, space: SearchSpace) -> None:
-    shipped, family, specs = TABLES[name], arch_config(space.base).family, space_specs(space)
+    shipped, family, specs = TABLES[name], arch_config(space.base).family, specs_of(space.name)
     assert specs.keys() <= shipped.rows.keys()
     sample = list(specs)[:: len(specs) // 20]
     traces = [(signature, count_block(family, specs[signature]).deployed) for signature in sample]
@@ -80,7 +88,7 @@ def test_every_block_of_a_shipped_space_has_its_row(name: str, space: SearchSpac
 @measured_tables
 @spaces
 def test_every_block_of_a_shipped_space_is_measured_or_between_such(name: str, space: SearchSpace) -> None:
-    shipped, family, specs = TABLES[name], arch_config(space.base).family, space_specs(space)
+    shipped, family, specs = TABLES[name], arch_config(space.base).family, specs_of(space.name)
     assert all(row.num_runs > 0 for row in shipped.rows.values())
     for variant in variants_inside(space):
         assert {spec.signature for spec in arch_config(variant).blocks()} <= shipped.rows.keys()
@@ -93,7 +101,7 @@ def test_every_block_of_a_shipped_space_is_measured_or_between_such(name: str, s
 @tables
 @spaces
 def test_a_shipped_table_knows_all_blocks_of_the_shipped_spaces(name: str, space: SearchSpace) -> None:
-    found = space_coverage(TABLES[name], space)
+    found = coverage_of(TABLES[name], arch_config(space.base).family, specs_of(space.name))
     assert not found.missing
     assert found.num_blocks == found.num_rows + found.num_between
 
@@ -102,11 +110,12 @@ def test_a_block_that_a_table_does_not_know_is_told() -> None:
     """A calibrated table that lacks a row, and a measured one that lacks the biggest or all of a kind."""
     space = SPACES["mobilevig"]
     small = space.model_copy(update={"genes": {"stages[3].width": (192, 256, 320), "head_width": (384, 512)}})
-    signatures = list(space_specs(small))
+    specs = space_specs(small)
+    signatures = list(specs)
     shipped = TABLES["iphone13-mini"]
-    assert space_coverage(shipped, small).missing == ()
+    assert coverage_of(shipped, "mobilevig", specs).missing == ()
     lacking = shipped.model_copy(update={"rows": {s: r for s, r in shipped.rows.items() if s != signatures[0]}})
-    assert space_coverage(lacking, small).missing == (signatures[0],)
+    assert coverage_of(lacking, "mobilevig", specs).missing == (signatures[0],)
     features = {s: features_of(trace) for s, trace in space_blocks(small).items()}
     rows = {
         s: Row(ms=0.1, plus_minus_ms=0, kind="measured", num_runs=9, where="x", features=f) for s, f in features.items()
@@ -115,7 +124,7 @@ def test_a_block_that_a_table_does_not_know_is_told() -> None:
 
     def without(*dropped: str) -> Coverage:
         kept = {s: row for s, row in rows.items() if s not in dropped}
-        return space_coverage(shipped.model_copy(update={"calibration": None, "rows": kept}), small)
+        return coverage_of(shipped.model_copy(update={"calibration": None, "rows": kept}), "mobilevig", specs)
 
     assert without(graphs[1]) == (len(rows), len(rows) - 1, len(rows) - 1, 1, ())
     assert without(graphs[-1]).missing == (graphs[-1],)

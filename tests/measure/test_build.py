@@ -200,31 +200,34 @@ def test_an_unknown_kind_of_block_is_not_measurable(planned: build.Plan, tmp_pat
 
 
 def test_a_block_keeps_some_milliseconds() -> None:
-    of_kinds = join.Join(1.0, 0.1, 0.0, {"graph mgc": 0.3})
-    assert of_kinds.row_ms("head", 1.0, 2.0) == pytest.approx(0.8)
-    assert of_kinds.row_ms("head", 1.0, 50.0) == join.LEAST_SHARE
-    assert of_kinds.row_ms("graph mgc", 1.0, 2.0) == pytest.approx(1.1)
+    found = join.Join(1.0, 0.1, 0.0, {"graph mgc": 0.3})
+    assert found.row_ms("head", 1.0, 2.0) == pytest.approx(0.8)
+    assert found.row_ms("head", 1.0, 50.0) == join.LEAST_SHARE
+    assert found.row_ms("graph mgc", 1.0, 2.0) == pytest.approx(0.8 + 0.3 * join.FIRST_MS)
+    assert found.row_ms("graph mgc", 0.05, 0.0) == pytest.approx(1.3 * 0.05)
 
 
-def _chains(ms_of: dict[str, float], count: int = 40, noise: float = 0.0) -> list[join.Chain]:
-    """Networks of blocks of some kinds, each of which takes so many milliseconds more than alone."""
+def _chains(share_of: dict[str, float], count: int = 40, noise: float = 0.0) -> list[join.Chain]:
+    """Networks of blocks of some kinds, which take so much of their first milliseconds more than alone."""
     generator = np.random.default_rng(0)
     found = []
     for _ in range(count):
-        kinds = tuple(generator.choice(list(ms_of), generator.integers(5, 30)).tolist())
-        alone, entering = (float(generator.uniform(low, 4 * low) * len(kinds)) for low in (0.4, 0.2))
-        whole = 1.05 * alone - 0.2 * entering + sum(ms_of[kind] for kind in kinds)
-        found.append(join.Chain(whole * float(np.exp(noise * generator.standard_normal())), alone, entering, kinds))
+        kinds = generator.choice(list(share_of), generator.integers(5, 30)).tolist()
+        blocks = [join.BlockAlone(kind, *map(float, generator.uniform(0.02, (1.0, 0.5)))) for kind in kinds]
+        whole = sum(
+            1.05 * b.alone_ms - 0.2 * b.entering_mb + share_of[b.kind] * join.first_ms(b.alone_ms) for b in blocks
+        )
+        found.append(join.Chain(whole * float(np.exp(noise * generator.standard_normal())), tuple(blocks)))
     return found
 
 
 def test_a_join_finds_what_blocks_take_besides() -> None:
-    same = join.fit_join(_chains(dict.fromkeys("abc", 0.07)))
-    assert (same.factor, same.ms_per_mb, same.ms_per_block) == pytest.approx((1.05, 0.2, 0.07))
-    assert same.ms_of_kind == pytest.approx(dict.fromkeys("abc", 0.07))
-    differing = join.fit_join(_chains({"a": 0.02, "b": 0.05, "c": 0.2}, noise=0.01))
-    assert differing.ms_of_kind["a"] < differing.ms_of_kind["b"] < differing.ms_of_kind["c"]
-    assert differing.factor == pytest.approx(1.05, abs=0.05)
+    same = join.fit_join(_chains(dict.fromkeys("abc", 0.4)))
+    assert (same.factor, same.ms_per_mb, same.share) == pytest.approx((1.05, 0.2, 0.4))
+    assert same.share_of_kind == pytest.approx(dict.fromkeys("abc", 0.4))
+    differing = join.fit_join(_chains({"a": 0.1, "b": 0.4, "c": 0.9}, noise=0.01))
+    assert differing.share_of_kind["a"] < differing.share_of_kind["b"] < differing.share_of_kind["c"]
+    assert differing.factor == pytest.approx(1.05, abs=0.1)
 
 
 def test_a_join_that_nothing_explains_is_refused() -> None:

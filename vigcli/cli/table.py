@@ -152,16 +152,20 @@ def check(names: tuple[str, ...], space_names: tuple[str, ...], as_json: bool) -
 
     Example:  vig table check --space mobilevigv2
     """
+    from vigcli.config.archs import arch_config
     from vigcli.config.space import named_spaces
+    from vigcli.config.space_blocks import space_specs
     from vigcli.latency.table import load_table
-    from vigcli.measure.tables import space_coverage
+    from vigcli.measure.tables import coverage_of
     from vigcli.paths import builtin_names
 
-    spaces = named_spaces(space_names)
+    spaces = {space.name: (arch_config(space.base).family, space_specs(space)) for space in named_spaces(space_names)}
     records = []
     for name in names or builtin_names("table"):
         found = load_table(name)
-        records += [{"table": name, "space": space.name, **space_coverage(found, space)._asdict()} for space in spaces]
+        records += [
+            {"table": name, "space": space, **coverage_of(found, *blocks)._asdict()} for space, blocks in spaces.items()
+        ]
     if as_json:
         emit_json(records)
     else:

@@ -5,9 +5,9 @@ Timing itself is `vigcli.measure.bench`'s matter; any other that times a chain o
 A block alone costs other than in a network: its input comes in the plain layout and has to be rearranged, where in a
 network the block before hands it on as it is, and its weights stay in the caches, which in a network others have used
 since. Over whole networks three numbers make up for it: `factor` on the block's milliseconds, `ms_per_mb` for each MB
-(1e6 bytes, fp32) that enters it, and `ms_per_block`, more or less by its kind. They are fitted on networks drawn for
-that alone (the anchors) and folded into the rows, so that rows simply add up. How wrong their sums are is told by other
-networks (the tests), which neither a row nor the fit has seen whole.
+(1e6 bytes, fp32) that enters it, and a share of its first milliseconds, more or less by its kind. They are fitted on
+networks drawn for that alone (the anchors) and folded into the rows, so that rows simply add up. How wrong their sums
+are is told by other networks (the tests), which neither a row nor the fit has seen whole.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from vigcli.measure.bench import (
     timing,
 )
 from vigcli.measure.count import count_block
-from vigcli.measure.join import Chain, accuracy, fit_join, interval
+from vigcli.measure.join import FIRST_MS, BlockAlone, Chain, accuracy, fit_join, interval
 from vigcli.nn.deploy import deploy
 
 MAX_NETWORK_GMACS = 5.0  # of a network that is timed whole: a bigger one says no more, and takes longer
@@ -69,6 +69,11 @@ class Piece(NamedTuple):
     @property
     def trace(self) -> OpTrace:
         return count_block(self.family, self.spec).deployed
+
+    @property
+    def kind(self) -> str:
+        """Between whose rows the block is interpolated."""
+        return block_kind(self.spec.signature)
 
     @property
     def entering_mb(self) -> float:
@@ -113,8 +118,7 @@ def plan(spaces: Iterable[SearchSpace], quick: bool = False, seed: int = 0) -> P
         family = arch_config(space.base).family
         blocks |= {signature: Piece(family, spec) for signature, spec in space_specs(space).items()}
     kept = _thinned(blocks, () if quick else named, GRID / 2 if quick else GRID)
-    from_each = 2 * (1 if quick else NETWORKS_FROM_EACH)
-    networks = random_networks(spaces, from_each, np.random.default_rng(seed))
+    networks = random_networks(spaces, 2 if quick else 2 * NETWORKS_FROM_EACH, np.random.default_rng(seed))
     # Each source gives its networks one after another: every other one is a test, so that both have all families.
     chains = {f"{('anchor', 'test')[i % 2]} {i // 2}": pieces for i, pieces in enumerate(networks)}
     return Plan(dict(sorted(kept.items())), chains)
@@ -332,15 +336,12 @@ def table_of(planned: Plan, timings: Mapping[str, Timing], machine: Machine, ali
 
     anchors = [(timings[name].ms, chain) for name, chain in planned.networks.items() if name.startswith("anchor")]
     join = fit_join([
-        Chain(
-            ms - empty_ms, sum(map(alone_ms, pieces)), sum(piece.entering_mb for piece in pieces),
-            tuple(block_kind(piece.spec.signature) for piece in pieces),
-        )
+        Chain(ms - empty_ms, tuple(BlockAlone(piece.kind, alone_ms(piece), piece.entering_mb) for piece in pieces))
         for ms, pieces in anchors
     ])  # fmt: skip
     rows = {
         signature: Row(
-            ms=round(join.row_ms(block_kind(signature), alone[signature], piece.entering_mb), 6),
+            ms=round(join.row_ms(piece.kind, alone[signature], piece.entering_mb), 6),
             plus_minus_ms=round(join.factor * timings[signature].plus_minus_ms, 6),
             kind="measured",
             num_runs=timings[signature].num_rounds,
@@ -360,8 +361,8 @@ def table_of(planned: Plan, timings: Mapping[str, Timing], machine: Machine, ali
         compute_unit="CPU, one thread",
         precision="fp32",
         protocol=f"{PROTOCOL}; {timings[EMPTY].num_rounds} rounds; joined by x {join.factor:.4f} "
-        f"- {join.ms_per_mb:.4f} ms per MB of fp32 that enters a block + {join.ms_per_block:.4f} ms per block, more or "
-        "less by its kind; the error is of networks timed in the same rounds: a busier machine takes longer",
+        f"- {join.ms_per_mb:.4f} ms per MB of fp32 that enters a block + {join.share:.2f} of its first {FIRST_MS:g} "
+        "ms, more or less by its kind; the error is of networks timed in the same rounds: a busier machine takes longer",
         source=f"`vig table build` on {machine}",
         date=datetime.date.today().isoformat(),
         tools={"vig": __version__, **machine.tools},

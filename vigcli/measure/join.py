@@ -16,32 +16,44 @@ from vigcli.latency.table import Accuracy, Interval
 
 LEAST_SHARE = 0.2  # of a block's milliseconds alone, that the join leaves it
 COVERAGE = 0.9  # of the tests, inside the interval
-SHRINKING = 0.1  # of what a kind of blocks differs by in the join, against the mean square of relative errors
+FIRST_MS = 0.2  # of a block, that are longer in a network
+SHRINKING = 0.3  # of what a kind differs by, against the mean square of relative errors
 MAX_FACTOR_OFF = 2.0  # a join that doubles or halves is not one of layout and caches
 
 
 class Join(NamedTuple):
-    """What makes blocks add up: `factor` on their milliseconds alone, less `ms_per_mb` for what enters them, and
-    `ms_of_kind` for each, or `ms_per_block` for one of a kind that no anchor has."""
+    """What makes blocks add up: `factor` on their milliseconds alone, less `ms_per_mb` for what enters them, and a
+    share of their first milliseconds: `share_of_kind`, or `share` for a kind that no anchor has."""
 
     factor: float
     ms_per_mb: float
-    ms_per_block: float
-    ms_of_kind: dict[str, float]
+    share: float
+    share_of_kind: dict[str, float]
 
     def row_ms(self, kind: str, alone_ms: float, entering_mb: float) -> float:
         """Milliseconds of a block as part of a network; some are always left."""
-        joined = self.factor * alone_ms - self.ms_per_mb * entering_mb + self.ms_of_kind.get(kind, self.ms_per_block)
-        return max(joined, LEAST_SHARE * alone_ms)
+        cold_ms = self.share_of_kind.get(kind, self.share) * first_ms(alone_ms)
+        return max(self.factor * alone_ms - self.ms_per_mb * entering_mb + cold_ms, LEAST_SHARE * alone_ms)
+
+
+def first_ms(alone_ms: float) -> float:
+    """The milliseconds of a block in which it waits for what others have driven out of the caches."""
+    return min(alone_ms, FIRST_MS)
+
+
+class BlockAlone(NamedTuple):
+    """A block of a network as it is timed by itself."""
+
+    kind: str
+    alone_ms: float
+    entering_mb: float
 
 
 class Chain(NamedTuple):
-    """A network beside its blocks: what it takes beyond an empty call, and their sums."""
+    """A network beside its blocks; `whole_ms` is what it takes beyond an empty call."""
 
     whole_ms: float
-    alone_ms: float
-    entering_mb: float
-    kinds: tuple[str, ...]  # of its blocks
+    blocks: tuple[BlockAlone, ...]
 
 
 def fit_join(anchors: Sequence[Chain]) -> Join:
@@ -49,20 +61,26 @@ def fit_join(anchors: Sequence[Chain]) -> Join:
 
     Raises ConfigError where the sums are so far off that no join explains it: the timings are disturbed.
     """
-    kinds = sorted({kind for chain in anchors for kind in chain.kinds})
-    rows = [[c.alone_ms, -c.entering_mb, len(c.kinds), *(c.kinds.count(kind) for kind in kinds)] for c in anchors]
-    relative = np.array(rows) / np.array([[chain.whole_ms] for chain in anchors])
-    size = np.sqrt((relative**2).mean(0))
+    kinds = sorted({block.kind for chain in anchors for block in chain.blocks})
+    terms = np.array([_terms(chain, kinds) for chain in anchors]) / np.array([[c.whole_ms] for c in anchors])
+    size = np.sqrt((terms**2).mean(0))
     shrinking = (SHRINKING * len(anchors)) ** 0.5 * np.eye(len(size))[3:]
     wanted = np.concatenate([np.ones(len(anchors)), np.zeros(len(kinds))])
-    found = np.linalg.lstsq(np.concatenate([relative / size, shrinking]), wanted, rcond=None)[0] / size
-    factor, ms_per_mb, ms_per_block, *off = map(float, found)
+    found = np.linalg.lstsq(np.concatenate([terms / size, shrinking]), wanted, rcond=None)[0] / size
+    factor, ms_per_mb, share, *off = map(float, found)
     if not 1 / MAX_FACTOR_OFF < factor < MAX_FACTOR_OFF:
         raise ConfigError(
             f"blocks alone add up to 1/{factor:.2f} of whole networks: the timings are disturbed.",
             "Delete the rounds and build again when the machine is less busy.",
         )
-    return Join(factor, ms_per_mb, ms_per_block, {k: ms_per_block + ms for k, ms in zip(kinds, off, strict=True)})
+    return Join(factor, ms_per_mb, share, {kind: share + more for kind, more in zip(kinds, off, strict=True)})
+
+
+def _terms(chain: Chain, kinds: Sequence[str]) -> list[float]:
+    """What the numbers of a join are multiplied by: factor, ms_per_mb, share, and what each kind's differs by."""
+    first = {kind: sum(first_ms(b.alone_ms) for b in chain.blocks if b.kind == kind) for kind in kinds}
+    alone, entering = (sum(sizes) for sizes in zip(*((b.alone_ms, b.entering_mb) for b in chain.blocks), strict=True))
+    return [alone, -entering, sum(first.values()), *first.values()]
 
 
 def accuracy(predicted: Sequence[float], measured: Sequence[float]) -> Accuracy:

@@ -387,9 +387,12 @@ class Coverage(NamedTuple):
     missing: tuple[str, ...]
 
 
-def space_coverage(table: LatencyTable, space: SearchSpace) -> Coverage:
-    """A calibrated table is to have a row for every block; a measured one may interpolate inside what it measured."""
-    family, specs = arch_config(space.base).family, space_specs(space)
+def coverage_of(table: LatencyTable, family: str, specs: Mapping[str, BlockSpec]) -> Coverage:
+    """A calibrated table is to have a row for every block; a measured one may interpolate inside what it measured.
+
+    Args:
+        specs: the blocks, as `space_specs` gives them.
+    """
     rows = [table.rows[signature] for signature in specs if signature in table.rows]
     rest = [signature for signature in specs if signature not in table.rows]
     missing = []
