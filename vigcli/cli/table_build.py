@@ -72,7 +72,9 @@ def build(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Measure every block of SPACEs (default: all built-in ones) and of the named networks on this machine's CPU.
+    """Measure the blocks of SPACEs (default: all built-in ones) and of the named networks on this machine's CPU.
+
+    Of a space a grid is timed, and what lies between is interpolated; every block of a named network is timed.
 
     With --device mac or iphone: those of one SPACE through CoreML, into rows that `vig table add` takes.
 
@@ -102,7 +104,9 @@ def build(
 
     machine = this_machine()
     num_rounds = num_rounds or (QUICK_ROUNDS if quick else ROUNDS)
-    planned = plan(named_spaces(names), quick, seed)
+    spaces = named_spaces(names)
+    say(f"Counting the blocks of {', '.join(space.name for space in spaces)}.")  # up to a minute or two
+    planned = plan(spaces, quick, seed)
     rounds = RoundsFile(Path(f"{output}.rounds.jsonl"), planned, machine)
     seconds, size_bytes = predicted_seconds(planned, num_rounds - len(rounds.rounds)), predicted_bytes(planned)
     say(

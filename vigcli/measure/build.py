@@ -361,9 +361,8 @@ def table_of(planned: Plan, timings: Mapping[str, Timing], machine: Machine, ali
         compute_unit="CPU, one thread",
         precision="fp32",
         protocol=f"{PROTOCOL}; {timings[EMPTY].num_rounds} rounds; joined by x {join.factor:.4f} "
-        f"- {join.ms_per_mb:.4f} ms per MB of fp32 that enters a block + {join.share:.2f} of its first {FIRST_MS:g} "
-        "ms, more or less by its kind; the error is of networks timed in the same rounds: a busier machine takes "
-        "longer",
+        f"- {join.ms_per_mb:.4f} ms per MB of fp32 that enters a block + {join.share:.2f} of its first {FIRST_MS:g} ms"
+        ", more or less by its kind; the error is of networks timed in the same rounds: a busier machine takes longer",
         source=f"`vig table build` on {machine}",
         date=datetime.date.today().isoformat(),
         tools={"vig": __version__, **machine.tools},
