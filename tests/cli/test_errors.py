@@ -42,6 +42,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "escape.yaml": '"\\e[31mred": 1\n',
         "empty.yaml": "",
         "space.yaml": space.replace("stages[1].reach", "stages[1].raech"),
+        "mixed_wrong.yaml": "spaces: [mobilevigv2, mobilevg]\n",
         "old_table.yaml": table.replace("format: 2", "format: 1"),
         "cut_table.yaml": table[: table.index("  stem[width=24]")],
         "anchors.csv": "network,resolution,latency_ms\nmobilevigv2_ti,224,-0.9\n",
