@@ -15,7 +15,7 @@ from vigcli.config.space import load_space
 from vigcli.latency.table import load_table
 from vigcli.measure.profile import profile
 from vigcli.paths import find_file
-from vigcli.search.encoding import encode_space
+from vigcli.search.encoder import encode_space
 
 
 def main() -> None:

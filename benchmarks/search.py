@@ -21,7 +21,8 @@ from vigcli.config.archs import VARIANTS, arch_config
 from vigcli.config.space import encode, load_space
 from vigcli.latency.table import load_table
 from vigcli.paths import find_file
-from vigcli.search.encoding import Encoding, Population, encode_space
+from vigcli.search.encoder import encode_space
+from vigcli.search.encoding import Encoding, Population
 from vigcli.search.engines import engine
 from vigcli.search.evolution import Found, evolve, random_search
 from vigcli.search.exact import exact_best

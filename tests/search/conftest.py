@@ -10,7 +10,8 @@ import pytest
 from vigcli.config.archs import VARIANTS, arch_config
 from vigcli.config.space import SearchSpace, encode
 from vigcli.latency.table import load_table
-from vigcli.search.encoding import Encoding, Population, encode_space
+from vigcli.search.encoder import encode_space
+from vigcli.search.encoding import Encoding, Population
 
 GENES = {
     "stages[0].local_depth": [1, 2, 3],

@@ -79,7 +79,7 @@ import numpy as np
 from vigcli.config.archs import arch_config
 from vigcli.config.space import SearchSpace
 from vigcli.latency.table import load_table
-from vigcli.search.encoding import encode_space
+from vigcli.search.encoder import encode_space
 from vigcli.search.engines import engine
 space = SearchSpace.parse({"base": "mobilevigv2_s", "genes": {"stages[3].width": [192, 256], "head_width": [384, 512]}})
 encoding = encode_space(space, arch_config(space.base), {}, [load_table("iphone13-mini")])

@@ -22,8 +22,8 @@ from vigcli.measure.here import MeasuredHere
 from vigcli.paths import find_file
 from vigcli.runs.provenance import sha256
 from vigcli.search.built import Built
+from vigcli.search.columns import Columns
 from vigcli.search.effects import Effect
-from vigcli.search.encoding import Columns
 from vigcli.search.job import SearchResult
 from vigcli.search.networks import Network, describe
 from vigcli.search.page import answer, told_apart

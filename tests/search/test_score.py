@@ -14,7 +14,7 @@ from vigcli.config.archs import PUBLISHED, VARIANTS, arch_config
 from vigcli.errors import ConfigError
 from vigcli.latency.table import load_table
 from vigcli.paths import builtin_folder
-from vigcli.search.encoding import Columns
+from vigcli.search.columns import Columns
 from vigcli.search.explain import explain
 from vigcli.search.job import describe
 from vigcli.search.score import PATH, Size, load_score, predicted_top1_percent

@@ -23,17 +23,9 @@ from vigcli.latency.table import LatencyTable, load_table
 from vigcli.measure.profile import profile
 from vigcli.paths import find_file
 from vigcli.registry import FAMILIES
-from vigcli.search.encoding import (
-    MACS,
-    NO_LIMITS,
-    PARAMS,
-    WEIGHT_MB,
-    Columns,
-    Encoding,
-    Limits,
-    Population,
-    encode_space,
-)
+from vigcli.search.columns import MACS, NO_LIMITS, PARAMS, WEIGHT_MB, Columns, Limits
+from vigcli.search.encoder import encode_space
+from vigcli.search.encoding import Encoding, Population
 from vigcli.search.evolution import Found, evolve, random_search
 from vigcli.search.feasibility import cheapest, least
 from vigcli.search.job import SearchResult, Settings, search

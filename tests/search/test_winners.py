@@ -7,7 +7,7 @@ import pytest
 from vigcli.config.archs import VARIANTS, ArchConfig
 from vigcli.config.space import named_spaces
 from vigcli.latency.table import load_table
-from vigcli.search.encoding import Columns
+from vigcli.search.columns import Columns
 from vigcli.search.explain import why_better
 from vigcli.search.job import Settings, search
 from vigcli.search.members import Member, prepare

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vigcli.config.recipe import Recipe
     from vigcli.config.space import SearchSpace
     from vigcli.latency.table import LatencyTable
-    from vigcli.search.encoding import Limits
+    from vigcli.search.columns import Limits
     from vigcli.search.job import Settings
 
 RISKS = {"low": -1.0, "even": 0.0, "high": 1.0}
@@ -113,6 +113,6 @@ def _limits(params: str | None, macs: str | None, size: str | None, memory: str 
         "size_mb": parse_bytes(size) / 1e6 if size else None,
         "memory_mb": parse_bytes(memory) / 1e6 if memory else None,
     }
-    from vigcli.search.encoding import Limits
+    from vigcli.search.columns import Limits
 
     return Limits(**{name: value for name, value in given.items() if value is not None})

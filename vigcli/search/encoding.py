@@ -6,9 +6,8 @@ depends on a few genes only, and all combinations of their choices are counted a
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,70 +15,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vigcli.config.archs import ArchConfig, BlockSpec
+from vigcli.config.archs import ArchConfig
 from vigcli.config.space import SearchSpace
-from vigcli.config.space_blocks import Configurator
-from vigcli.errors import ConfigError
 from vigcli.latency.table import MAX_DISAGREEMENT, LatencyTable
-from vigcli.measure.count import count_block
-from vigcli.search.effects import network_points, stage_points
-from vigcli.search.score import load_score, predicted_top1_percent
-from vigcli.search.size import block_size
-from vigcli.units import format_count
+from vigcli.search.columns import (
+    COLUMNS,
+    DOUBTS,
+    MACS,
+    NO_LIMITS,
+    PEAK_MB,
+    POINTS,
+    SCORE_PARAMS,
+    SHAPE_NUMBERS,
+    WEIGHT_MB,
+    Limits,
+    hull_features,
+    ms_column,
+    score_of,
+)
 
 Array = NDArray[np.float64]
 Population = NDArray[np.intp]  # (candidates, genes), indices into the genes' choices
 
-# What a part is summed up to; `peak_mb` alone is the greatest. The score is of the network with its ImageNet classifier
-# and both heads; `points` are what published ablations say of choices that it does not see; `doubts` counts blocks
-# with operations that a table was not fitted to. Behind these columns each table has two: milliseconds, and those of
-# its second opinion.
-COLUMNS = (
-    "macs", "weight_mb", "act_mb", "num_ops", "params", "peak_mb",
-    "score_params", "score_macs", "score_depthwise_macs", "score_layers", "points", "doubts",
-)  # fmt: skip
-(
-    MACS, WEIGHT_MB, ACT_MB, NUM_OPS, PARAMS, PEAK_MB,
-    SCORE_PARAMS, SCORE_MACS, SCORE_DEPTHWISE, SCORE_LAYERS, POINTS, DOUBTS,
-) = range(len(COLUMNS))  # fmt: skip
-_MAX_COMBINATIONS = 200_000
 _CHUNK = 20_000  # candidates that are priced at once: more would not fit the processor's cache
 INVISIBLE_MS = 0.005  # published milliseconds have one decimal; nothing below a hundredth of it is evidence
-SHAPE_NUMBERS = ("local_depth", "global_depth", "width_ratio", "macs_share", "weights_share")
-
-
-def ms_column(table: int) -> int:
-    """The column of milliseconds by the table of this index; behind it is the second opinion."""
-    return len(COLUMNS) + 2 * table
-
-
-class Limits(NamedTuple):
-    """What a network may have at the most, the latency aside."""
-
-    params: float = math.inf  # at inference
-    macs: float = math.inf
-    size_mb: float = math.inf  # fp16 weights, 1e6 bytes
-    memory_mb: float = math.inf  # fp16 activations alive at once, 1e6 bytes
-
-    def texts(self) -> dict[str, str]:
-        """What is limited, for people."""
-        units = {"params": "params", "macs": "MACs", "size_mb": "MB of fp16 weights", "memory_mb": "MB of activations"}
-        values = {
-            name: format_count(limit) if name in ("params", "macs") else f"{limit:g}"
-            for name, limit in self._asdict().items()
-        }
-        return {units[name]: text for name, text in values.items() if getattr(self, name) < math.inf}
-
-    def excess(self, total: Array) -> Array:
-        """By how much networks are over, as shares of the limits: (N, columns) -> (N,)."""
-        over = np.zeros(len(total))
-        for limit, column in zip(self, (PARAMS, MACS, WEIGHT_MB, PEAK_MB), strict=True):
-            if limit < math.inf:
-                over += np.maximum(total[:, column] / limit - 1, 0)
-        return over
-
-
-NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -331,236 +290,4 @@ def _off_hull(table: LatencyTable, total: Array) -> Array:
     if table.calibration is None:
         return np.zeros(len(total))
     low, high = np.array(table.calibration.hull.bounds()).T
-    return _outside(_hull_features(total) / high, low / high, np.ones(len(high)))
-
-
-def _hull_features(total: Array) -> Array:
-    return np.stack([total[:, ACT_MB], total[:, WEIGHT_MB], total[:, NUM_OPS], total[:, MACS] / 1e9], 1)
-
-
-def score_of(total: Array, base: ArchConfig) -> Array:
-    """Predicted top-1 of networks of the base's family from their summed columns: (N, columns) -> (N,)."""
-    by_size = predicted_top1_percent(
-        total[:, SCORE_PARAMS],
-        total[:, SCORE_MACS],
-        total[:, SCORE_LAYERS],
-        total[:, SCORE_DEPTHWISE] / total[:, SCORE_MACS],
-        distilled=getattr(base, "distilled", False),
-        offset=load_score().offset(base.family),
-    )
-    return np.asarray(by_size + total[:, POINTS])
-
-
-class Columns:
-    """The columns of blocks and networks; each block is counted and priced once."""
-
-    def __init__(self, tables: Sequence[LatencyTable]):
-        self.tables = tuple(tables)
-        self._known: dict[tuple[str, BlockSpec], Array] = {}
-
-    def network(self, config: ArchConfig) -> Array:
-        """What one network sums up to: (columns,)."""
-        return self.stages(config)[0]
-
-    def stages(self, config: ArchConfig) -> tuple[Array, Array]:
-        """What one network sums up to, and MACs and weights of its stages: (columns,), (stages, 2)."""
-        segments = [self.blocks(config.family, blocks) for blocks in config.segments()]
-        total = np.sum(segments, 0)
-        total[PEAK_MB] = max(segment[PEAK_MB] for segment in segments)
-        total[POINTS] = points_of(config)
-        return total, np.array(segments)[1:-1, : WEIGHT_MB + 1]
-
-    def blocks(self, family: str, specs: Iterable[BlockSpec]) -> Array:
-        """What blocks sum up to: (columns,)."""
-        total = self._nothing()
-        for spec in specs:
-            block = self._block(family, spec.counted())
-            peak = max(total[PEAK_MB], block[PEAK_MB])
-            total += block
-            total[PEAK_MB] = peak
-        return total
-
-    def points(self, points: float) -> Array:
-        """The columns of what an ablation says."""
-        total = self._nothing()
-        total[POINTS] = points
-        return total
-
-    def _nothing(self) -> Array:
-        return np.zeros(len(COLUMNS) + 2 * len(self.tables))
-
-    def _block(self, family: str, spec: BlockSpec) -> Array:
-        if (family, spec) not in self._known:
-            count, scored = count_block(family, spec), block_size(family, spec)
-            deployed = count.deployed
-            prices = [table.block_ms(spec.signature, deployed) for table in self.tables]
-            doubted = any(price.doubts for price in prices)
-            self._known[family, spec] = np.array([
-                deployed.macs, deployed.weight_mb, deployed.act_mb, deployed.num_ops, count.params.inference,
-                count.peak_bytes / 1e6, scored.params, scored.macs, scored.depthwise_macs, scored.path_layers,
-                0.0, doubted,
-                *(ms for price in prices for ms in (price.ms, price.second_ms or 0.0)),
-            ])  # fmt: skip
-        return self._known[family, spec]
-
-
-def points_of(config: ArchConfig) -> float:
-    """Points of top-1 that published ablations give a network over its family's published pattern."""
-    return network_points(config)
-
-
-def shape_of(config: ArchConfig, columns: Columns) -> Array:
-    """`SHAPE_NUMBERS` of the stages of one network: (stages, numbers)."""
-    total, by_stage = columns.stages(config)
-    return np.concatenate([np.array(_shape_numbers(config)), by_stage / total[: WEIGHT_MB + 1]], 1)
-
-
-def _shape_numbers(config: ArchConfig) -> list[tuple[float, float, float]]:
-    stages = config.stage_shapes()
-    widths = [stages[0].width, *(stage.width for stage in stages)]
-    return [(s.local_depth, s.global_depth, s.width / before) for s, before in zip(stages, widths, strict=False)]
-
-
-# ------------------------------------------------------------------------------------------------ encoding
-
-
-def encode_space(
-    space: SearchSpace,
-    base: ArchConfig,
-    variants: Mapping[str, ArchConfig],
-    tables: Sequence[LatencyTable],
-    limits: Limits = NO_LIMITS,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Encoding:
-    """Count and price every combination that a part of the space can take; progress counts parts.
-
-    `variants` are the published networks at the base's resolution and classes: they give the ranges of trained shapes.
-    Raises ConfigError for a part that depends on too many genes at once.
-    """
-    columns = Columns(tables)
-    trained = None
-    if space.trained_shapes:
-        shapes = np.stack([shape_of(config, columns) for config in variants.values()])
-        widen = space.trained_shapes.widen
-        trained = np.stack([(1 - widen) * shapes.min(0), (1 + widen) * shapes.max(0)], -1)
-    totals = [columns.network(config)[None] for config in variants.values()]
-    in_hull = tuple(any(not table.outside(*_hull_features(t)[0]) for t in totals) for table in tables)
-    parts, numbers = _Encoder(space, base, columns, trained).parts(on_progress)
-    undoubted = bool(totals) and not any(total[0, DOUBTS] for total in totals)
-    return Encoding(space, base, tuple(tables), parts, numbers, trained, in_hull, undoubted, limits)
-
-
-class _Encoder:
-    """What of a network depends on which genes, and what it is for each of their choices."""
-
-    def __init__(self, space: SearchSpace, base: ArchConfig, columns: Columns, trained: Array | None):
-        self.columns, self.trained, self.family = columns, trained, base.family
-        self.sizes = [len(choices) for choices in space.genes.values()]
-        self._configure = Configurator(space, base)
-
-    def parts(
-        self, on_progress: Callable[[int, int], None]
-    ) -> tuple[tuple[Part, ...], tuple[tuple[ShapeNumber, ...], ...]]:
-        """The parts, those that need no array of their own joined to others of their segment, and the stages'
-        numbers."""
-        dependencies = self._dependencies()
-        parts: dict[int, list[Part]] = {}
-        numbers: dict[int, dict[str, ShapeNumber]] = {}
-        for done, ((segment, what), axes) in enumerate(dependencies.items()):
-            on_progress(done, len(dependencies))
-            part, values = self._part(segment, what, axes)
-            parts.setdefault(segment, []).append(part)
-            if values is not None:
-                numbers.setdefault(segment, {})[what] = ShapeNumber(axes, values)
-        joined = tuple(part for found in parts.values() for part in _joined(found))
-        own = SHAPE_NUMBERS[:-2]  # shares are of the whole network
-        return joined, tuple(tuple(numbers[segment][name] for name in own) for segment in sorted(numbers))
-
-    def _rest(self) -> None:
-        self._configure(enumerate(self._configure.nearest))
-
-    def _dependencies(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """(segment, kind of block or number) -> the genes it depends on: a gene is moved through all its choices from
-        several starting points.
-
-        The starting points (the base, every gene at its first choice, at its last, and mixtures) make sure that a gene
-        shows which has no effect while another is zero; the search prices its answer again from the built network.
-        """
-        generator = np.random.default_rng(0)
-        starts = [self._configure.nearest, [0] * len(self.sizes), [size - 1 for size in self.sizes]]
-        starts += [generator.integers(self.sizes).tolist() for _ in range(6)]
-        found: dict[tuple[int, str], set[int]] = {}
-        for start in starts:
-            reference = self._configure(enumerate(start))
-            if reference is None:
-                continue
-            before = _contents(reference)
-            for what in before:
-                found.setdefault(what, set())
-            for gene, size in enumerate(self.sizes):
-                for choice in range(size):
-                    if choice != start[gene] and (moved := self._configure([(gene, choice)])) is not None:
-                        after = _contents(moved)
-                        for what in before.keys() | after.keys():
-                            if before.get(what) != after.get(what):
-                                found.setdefault(what, set()).add(gene)
-                self._configure([(gene, start[gene])])
-        self._rest()
-        return {what: tuple(sorted(found[what])) for what in sorted(found)}
-
-    def _part(self, segment: int, what: str, axes: tuple[int, ...]) -> tuple[Part, Array | None]:
-        sizes = tuple(self.sizes[axis] for axis in axes)
-        if math.prod(sizes) > _MAX_COMBINATIONS:
-            raise ConfigError(
-                f"the {what} of segment {segment} depends on {len(axes)} genes with {math.prod(sizes):,} combinations.",
-                f"Give them fewer choices: {_MAX_COMBINATIONS:,} can be counted.",
-            )
-        costs = np.zeros((*sizes, len(COLUMNS) + 2 * len(self.columns.tables)))
-        sound, trained = np.zeros(sizes, bool), np.ones(sizes, bool)
-        values = np.full(sizes, np.nan) if what in SHAPE_NUMBERS else None
-        for index in itertools.product(*map(range, sizes)):
-            config = self._configure(zip(axes, index, strict=True))
-            if config is None:
-                continue
-            sound[index] = True
-            content = _contents(config).get((segment, what), ())
-            if values is not None:
-                values[index] = content
-                trained[index] = self._is_trained(segment, what, content)
-            elif what == "points":
-                costs[index] = self.columns.points(content)  # type: ignore[arg-type]
-            else:
-                costs[index] = self.columns.blocks(self.family, content)  # type: ignore[arg-type]
-        self._rest()
-        return Part(segment, axes, costs, sound, trained), values
-
-    def _is_trained(self, segment: int, what: str, value: Any) -> bool:
-        if self.trained is None:
-            return True
-        low, high = self.trained[segment - 1, SHAPE_NUMBERS.index(what)]
-        return bool(low - 1e-9 <= value <= high + 1e-9)
-
-
-def _contents(config: ArchConfig) -> dict[tuple[int, str], Hashable]:
-    """All that a network is, by segment: blocks of each kind, the points and the shape numbers of each stage."""
-    found: dict[tuple[int, str], Any] = {}
-    for number, blocks in enumerate(config.segments()):
-        for spec in blocks:
-            found[number, spec.kind] = (*found.get((number, spec.kind), ()), spec.counted())
-    for i, numbers in enumerate(_shape_numbers(config)):
-        found |= {(i + 1, name): value for name, value in zip(SHAPE_NUMBERS, numbers, strict=False)}
-        found[i + 1, "points"] = stage_points(config, i)
-    return found
-
-
-def _joined(parts: Sequence[Part]) -> list[Part]:
-    """The parts of a segment, each whose genes are all another's joined to it."""
-    found: list[Part] = []
-    for part in sorted(parts, key=lambda p: (-len(p.axes), p.axes)):
-        for i, known in enumerate(found):
-            if set(part.axes) <= set(known.axes):
-                found[i] = known.joined(part)
-                break
-        else:
-            found.append(part)
-    return found
+    return _outside(hull_features(total) / high, low / high, np.ones(len(high)))

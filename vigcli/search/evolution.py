@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vigcli.search.columns import ms_column
 from vigcli.search.elimination import Sampler
-from vigcli.search.encoding import Encoding, Evaluation, Population, ms_column
+from vigcli.search.encoding import Encoding, Evaluation, Population
 from vigcli.search.feasibility import Reach
 from vigcli.search.front import Front, crowding, ranks
 

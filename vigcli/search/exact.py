@@ -26,19 +26,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vigcli.search.elimination import Elimination, eliminate, elimination_order, extended, unordered
-from vigcli.search.encoding import (
+from vigcli.search.columns import (
     COLUMNS,
     POINTS,
     SCORE_DEPTHWISE,
     SCORE_LAYERS,
     SCORE_MACS,
     SCORE_PARAMS,
-    Encoding,
-    Population,
     ms_column,
     score_of,
 )
+from vigcli.search.elimination import Elimination, eliminate, elimination_order, extended, unordered
+from vigcli.search.encoding import Encoding, Population
 from vigcli.search.evolution import broken, evolve
 
 Array = NDArray[np.float64]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vigcli.search.columns import ms_column
 from vigcli.search.elimination import Elimination, eliminate, elimination_order, extended, unordered
-from vigcli.search.encoding import Encoding, Population, ms_column
+from vigcli.search.encoding import Encoding, Population
 
 Array = NDArray[np.float64]
 

@@ -16,7 +16,8 @@ from vigcli.config.load import get_path
 from vigcli.config.space import SearchSpace, encode
 from vigcli.errors import UsageError
 from vigcli.latency.table import Interval, LatencyTable, distinguishable
-from vigcli.search.encoding import NO_LIMITS, Columns, Encoding, Limits, Population
+from vigcli.search.columns import NO_LIMITS, Columns, Limits
+from vigcli.search.encoding import Encoding, Population
 from vigcli.search.engines import engine
 from vigcli.search.evolution import Found, evolve, random_search
 from vigcli.search.exact import Exact, exact_best

@@ -13,20 +13,10 @@ from vigcli.config.archs import VARIANTS, ArchConfig, arch_config
 from vigcli.config.space import SearchSpace, encode
 from vigcli.errors import InfeasibleError
 from vigcli.latency.table import LatencyTable
+from vigcli.search.columns import MACS, NO_LIMITS, PARAMS, PEAK_MB, WEIGHT_MB, Columns, Limits, shape_of
 from vigcli.search.effects import decided
-from vigcli.search.encoding import (
-    MACS,
-    NO_LIMITS,
-    PARAMS,
-    PEAK_MB,
-    WEIGHT_MB,
-    Columns,
-    Encoding,
-    Limits,
-    Population,
-    encode_space,
-    shape_of,
-)
+from vigcli.search.encoder import encode_space
+from vigcli.search.encoding import Encoding, Population
 from vigcli.search.feasibility import cheapest, least
 from vigcli.search.score import NOT_IN_THE_SCORE
 

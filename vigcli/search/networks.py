@@ -10,8 +10,8 @@ from vigcli.config.archs import PUBLISHED, VARIANTS, ArchConfig
 from vigcli.latency.table import LatencyEstimate
 from vigcli.measure.count import ParamCounts
 from vigcli.measure.profile import profile
+from vigcli.search.columns import Columns, score_of
 from vigcli.search.effects import Effect, effects
-from vigcli.search.encoding import Columns, score_of
 from vigcli.search.score import load_score
 
 
