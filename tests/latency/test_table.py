@@ -18,13 +18,12 @@ from vigcli.latency.interpolate import features_of
 from vigcli.latency.table import LatencyTable, Row, distinguishable, kind_of, load_table, rows_for
 from vigcli.latency.trace import Op, OpTrace
 from vigcli.measure.count import count_block
+from vigcli.measure.coverage import Coverage, coverage_of
 from vigcli.measure.profile import profile
 from vigcli.measure.tables import (
     DEVICES,
-    Coverage,
     Study,
     calibrate,
-    coverage_of,
     read_anchors,
     space_blocks,
 )
