@@ -111,7 +111,7 @@ def test_an_iphone_needs_a_team(monkeypatch: pytest.MonkeyPatch, vig: Vig) -> No
 
 def test_a_dry_run_writes_what_would_be_measured_and_is_taken_up_again(vig: Vig, tmp_path: Path) -> None:
     pytest.importorskip("coremltools", exc_type=ImportError)
-    line = ("table", "build", "--device", "mac", "--dry-run", "--every", "400", "-o", "out", "--json")
+    line = ("table", "build", "--device", "mac", "--dry-run", "--every", "500", "-o", "out", "--json")
     answer = json.loads(vig(*line))
     assert (answer["num_blocks"], answer["num_packages"], answer["num_inferences"]) == (2, 4, 4 * 20 * 50)
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
@@ -120,4 +120,4 @@ def test_a_dry_run_writes_what_would_be_measured_and_is_taken_up_again(vig: Vig,
     assert json.loads(vig(*line)) == answer
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
     vig(*line[:6], "3", *line[7:], code=2)
-    assert "--device mac --units ALL --every 400" in vig(*line[:-1])
+    assert "--device mac --units ALL --every 500" in vig(*line[:-1])

@@ -156,7 +156,7 @@ def check(names: tuple[str, ...], space_names: tuple[str, ...], as_json: bool) -
     from vigcli.config.space import named_spaces
     from vigcli.config.space_blocks import space_specs
     from vigcli.latency.table import load_table
-    from vigcli.measure.tables import coverage_of
+    from vigcli.measure.coverage import coverage_of
     from vigcli.paths import builtin_names
 
     spaces = {space.name: (arch_config(space.base).family, space_specs(space)) for space in named_spaces(space_names)}
