@@ -95,7 +95,7 @@ class Line:
         """A number, zero included."""
         return self._number(column, lambda x: x >= 0, "is no number from 0 on")
 
-    def whole(self, column: str, least: int, most: int = 10**9) -> int:
+    def whole(self, column: str, least: int, most: int = 10**12) -> int:
         """A whole number from `least` on."""
         sound = self._number(
             column, lambda x: least <= x <= most and x == int(x), f"is no whole number from {least} on"
