@@ -117,10 +117,14 @@ def check_budget(
     devices = ", ".join(table.device for table in member.encoding.tables)
     smallest, needed = np.ceil(1000 * ms) / 1000, np.ceil(100 * ms * budget_ms / bound_ms) / 100
     moved = f" ({bound_ms:.3f} ms with --risk)" if bound_ms != budget_ms else ""
+    anywhere = replace(member.encoding, in_hull=(False,) * len(member.encoding.tables))
+    faster = cheapest(anywhere)
+    is_faster = faster is not None and anywhere.evaluate(np.array([faster])).latency_ms[0] < ms - 1e-9
+    instead = "; faster ones are outside what the table was fitted to" if is_faster else ", or a smaller --resolution"
     raise InfeasibleError(
         f"no network of the space meets {budget_ms:g} ms{moved}: the smallest latency is {smallest:.3f} ms "
         f"({member.encoding.tables[0].kind}, {devices}, {member.encoding.base.resolution} px).",
-        f"Try --budget {needed:.2f}ms, or a smaller --resolution.",
+        f"Try --budget {needed:.2f}ms{instead}.",
     )
 
 
