@@ -43,7 +43,8 @@ def least() -> SearchResult:
     best = describe("found", VARIANTS["mobilevigv2_ti"].changed({"stages[2].local_depth": 8}), COLUMNS)
     front = ((best.latency.ms, best.top1_percent, best.config),)
     return SearchResult(
-        budget_ms=1.0, best=best, second=None, nearest=nearest, start=None, published=(nearest,), front=front, apart=(),
+        budget_ms=1.0, best=best, second=None, nearest=nearest, nearest_keeps=True, start=None,
+        published=(nearest,), front=front, apart=(),
         doubtful=(), random_front=(), num_evaluated=100, num_feasible=0, space_size=5_000, tables=(TABLE,), limits={},
         kept=(), undecided=(), choices={}, by_ablations=(), exact=(), seconds=0.0, bound_ms=1.0,
     )  # fmt: skip

@@ -487,6 +487,7 @@ def test_the_nearest_published_network() -> None:
     networks = [describe(name, config, COLUMNS) for name, config in VARIANTS.items() if "gv2" in name]
     assert nearest_published(networks, 1.5).name == "mobilevigv2_s"
     assert nearest_published(networks, 0.1).name == "mobilevigv2_ti"
+    assert nearest_published(networks, 1.5, Limits(params=6e6)).name == "mobilevigv2_ti"
 
 
 def test_a_network_of_one_head_gets_no_teacher(tmp_path: Path) -> None:

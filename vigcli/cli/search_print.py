@@ -21,7 +21,7 @@ def print_answer(result: SearchResult, proxies: dict[str, Any] | None) -> None:
     known = (
         ("best found", result.best),
         ("second", result.second),
-        ("nearest published", result.nearest),
+        ("nearest published" if result.nearest_keeps else "published, over limits", result.nearest),
         ("yours", result.start),
     )
     rows = []
@@ -60,7 +60,7 @@ def _explain(result: SearchResult) -> None:
     """What is to be known before the answer is believed."""
     from vigcli.search.explain import why_better
     from vigcli.search.members import last_part
-    from vigcli.search.score import load_score
+    from vigcli.search.score import TIE_POINTS, load_score
 
     best, nearest = result.best, result.nearest
     for network in (best, nearest):
@@ -71,8 +71,16 @@ def _explain(result: SearchResult) -> None:
         say(f"ms, {latency_table.device}: {latency_table.error_text}. Measure the winner on the device.")
     distillation = "with distillation" if getattr(best.config, "distilled", False) else "without distillation"
     say(f"top-1: what the score expects of 300 epochs of ImageNet-1k {distillation}, not of the data you train on.")
+    if best.top1_percent < result.front[-1][1] - 1e-9:
+        greatest = f"the greatest prediction under the budget is {result.front[-1][1]:.1f} %"
+        say(f"A tie within {TIE_POINTS} points goes to the shape closest to a published one; {greatest}.")
+    told: dict[tuple[str, Any, str], float] = {}
     for effect in best.effects:
-        say(f"In it: {effect.points:+.2f} points for {effect.path}={effect.value} ({effect.source}).")
+        told[effect[0], effect.value, effect.source] = (
+            told.get((effect[0], effect.value, effect.source), 0) + effect.points
+        )
+    for (path, value, source), points in told.items():
+        say(f"In it: {points:+.2f} points for {path}={str(value).lower()} ({source}).")
     if result.by_ablations:
         known = [
             f"{e.field}={str(e.value).lower()} {e.points:+.2f}"
@@ -92,7 +100,7 @@ def _explain(result: SearchResult) -> None:
         say(f"Neither sees {', '.join(result.kept)}: kept as published.")
     if result.undecided:
         say(f"Undecided without data: {', '.join(result.undecided)}: kept as published.")
-    for label, other in (("second", result.second), ("nearest published", nearest)):
+    for label, other in (("second", result.second), ("nearest published", nearest if result.nearest_keeps else None)):
         if other is not None and other.config != best.config and not result.tells_apart(other):
             gap, ms = best.top1_percent - other.top1_percent, best.latency.ms / other.latency.ms - 1
             say(f"Best and {label} cannot be told apart: {gap:+.2f} points and {100 * ms:+.0f} % of latency.")

@@ -75,6 +75,7 @@ class SearchResult:
     """What a search found under `budget_ms`.
 
     Attributes:
+        nearest_keeps: whether the nearest published network keeps budget and limits; else it is the fastest of all.
         second: the runner-up: the one of greatest predicted top-1 besides the best; None where there is no other.
         start: the user's own network that the search began from.
         front: candidates none of which beats another, by latency.
@@ -98,6 +99,7 @@ class SearchResult:
     best: Network
     second: Network | None
     nearest: Network
+    nearest_keeps: bool
     start: Network | None
     published: tuple[Network, ...]
     front: tuple[Point, ...]
@@ -255,7 +257,8 @@ def _answer(
         budget_ms=settings.budget_ms,
         best=best,
         second=None if second is None else describe(_name(second), second, columns),
-        nearest=nearest_published(published, settings.budget_ms),
+        nearest=nearest_published(published, bound_ms, settings.limits),
+        nearest_keeps=any(network.keeps(bound_ms, settings.limits) for network in published),
         start=None if settings.start is None else describe("yours", settings.start, columns),
         published=published,
         front=tuple(_front([p for m, (found, *_) in believed for p in _points(m.encoding, found)])),

@@ -121,8 +121,10 @@ def check_budget(
     faster = cheapest(anywhere)
     is_faster = faster is not None and anywhere.evaluate(np.array([faster])).latency_ms[0] < ms - 1e-9
     instead = "; faster ones are outside what the table was fitted to" if is_faster else ", or a smaller --resolution"
+    limited = [f"{text} {what}" for what, text in member.encoding.limits.texts().items()]
+    within = f" with at most {', '.join(limited)}" if limited else ""
     raise InfeasibleError(
-        f"no network of the space meets {budget_ms:g} ms{moved}: the smallest latency is {smallest:.3f} ms "
+        f"no network of the space{within} meets {budget_ms:g} ms{moved}: the smallest latency is {smallest:.3f} ms "
         f"({member.encoding.tables[0].kind}, {devices}, {member.encoding.base.resolution} px).",
         f"Try --budget {needed:.2f}ms{instead}.",
     )

@@ -10,7 +10,7 @@ from vigcli.config.archs import PUBLISHED, VARIANTS, ArchConfig
 from vigcli.latency.table import LatencyEstimate
 from vigcli.measure.count import ParamCounts
 from vigcli.measure.profile import profile
-from vigcli.search.columns import Columns, score_of
+from vigcli.search.columns import NO_LIMITS, Columns, Limits, score_of
 from vigcli.search.effects import Effect, effects
 from vigcli.search.score import load_score
 
@@ -44,6 +44,11 @@ class Network:
     def error_points(self) -> float:
         """Nine of ten networks that the score had not seen were within so many points of its prediction."""
         return load_score().interval(self.config.family).points_90
+
+    def keeps(self, budget_ms: float, limits: Limits) -> bool:
+        """Whether every table prices it at or below the budget, and it has no more than the limits."""
+        figures = self.params.inference, self.macs, self.size_bytes / 1e6, self.memory_bytes / 1e6
+        return self.latency.ms <= budget_ms and all(has <= most for has, most in zip(figures, limits, strict=True))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -88,7 +93,7 @@ def describe(name: str, config: ArchConfig, columns: Columns) -> Network:
     )
 
 
-def nearest_published(published: Sequence[Network], budget_ms: float) -> Network:
-    """The slowest published network at or below the budget, else the fastest of all."""
-    below = [network for network in published if network.latency.ms <= budget_ms]
+def nearest_published(published: Sequence[Network], budget_ms: float, limits: Limits = NO_LIMITS) -> Network:
+    """The slowest published network that keeps budget and limits, else the fastest of all."""
+    below = [network for network in published if network.keeps(budget_ms, limits)]
     return max(below, key=lambda n: n.latency.ms) if below else min(published, key=lambda n: n.latency.ms)
