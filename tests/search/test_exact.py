@@ -6,11 +6,26 @@ import numpy as np
 import pytest
 from conftest import everything, part_of
 
+from vigcli.config.archs import arch_config
+from vigcli.config.space import SearchSpace
+from vigcli.latency.table import load_table
 from vigcli.search import exact
+from vigcli.search.columns import POINTS
+from vigcli.search.encoder import encode_space
 from vigcli.search.encoding import Encoding, Population
 from vigcli.search.evolution import evolve
 from vigcli.search.exact import exact_best
 from vigcli.search.score import predicted_top1_percent
+
+ABLATED = {  # genes that published ablations give points for, of both signs
+    "cpe_kernel": [0, 7],
+    "stages[1].mixer": ["mgc", "svga", "none"],
+    "stages[2].mixer": ["mgc", "svga"],
+    "stages[2].width": [96, 128, 160],
+    "stages[2].local_depth": [3, 6, 9],
+    "stages[3].width": [192, 256],
+    "head_width": [384, 512],
+}
 
 
 def enumerated(encoding: Encoding, budget_ms: float) -> float:
@@ -97,3 +112,20 @@ def test_the_score_is_of_the_kind_that_the_bounds_need() -> None:
         ours, theirs = a.copy(), b.copy()
         ours[group], theirs[group] = b[group], a[group]
         assert s(*ours) + s(*theirs) == pytest.approx(s(*a) + s(*b), abs=1e-9)
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["from the evolution's best", "from nothing"])
+def test_points_of_ablations_are_part_of_the_optimum(knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = SearchSpace.parse({"base": "mobilevigv2_s", "genes": ABLATED})
+    encoding = encode_space(space, arch_config(space.base), {}, [load_table("iphone13-mini")])
+    rows = everything(encoding)
+    points = encoding.totals(rows)[:, POINTS]
+    assert points.min() < 0 < points.max()
+    nothing = np.zeros((0, len(ABLATED)), np.intp)
+    if not knows:
+        none = evolve(encoding, 1e-3, nothing, np.random.default_rng(0), num_candidates=1, max_evaluated=1)
+        monkeypatch.setattr(exact, "evolve", lambda *args, **kwargs: none)
+    for budget_ms in np.linspace(0.8, 1.3, 11).tolist():
+        found = exact_best(encoding, budget_ms, nothing, np.random.default_rng(0))
+        assert found.proven
+        assert found.score == pytest.approx(enumerated(encoding, budget_ms), abs=1e-9)
