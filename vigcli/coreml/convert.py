@@ -10,10 +10,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from vigcli.archs import inference_form
@@ -27,6 +28,7 @@ from vigcli.errors import ConfigError
 from vigcli.files import replacing
 
 Precision = Literal["fp16", "fp32"]
+MinimumIos = Literal[16, 17, 18]
 METADATA_KEY = "vig"
 INPUT_NAME, LOGITS_NAME = "image", "logits"
 
@@ -36,13 +38,21 @@ class PackageMeta(CheckpointMeta):
 
     Attributes:
         checkpoint_sha256: the hash of the checkpoint that it was made from.
-        precision: of what it computes; `int8` has fp16 around its quantized operations.
+        precision: of what it computes; `int8` has fp16 around its quantized operations, `mixed` has fp32 among fp16.
         minimum_ios: the least iOS that runs it.
+        input: an image of 0 ... 255 in 8 bits, or a tensor of the same numbers.
+        output: probabilities with the class labels, plain logits, or the feature maps of the backbone.
+        batch: pictures that it takes at once.
+        fp32_results: of a mixed package, the results that stay in fp32.
     """
 
     checkpoint_sha256: str
-    precision: Literal["fp16", "fp32", "int8"]
-    minimum_ios: Literal[16, 17]
+    precision: Literal["fp16", "fp32", "mixed", "int8"]
+    minimum_ios: MinimumIos = 16
+    input: Literal["image", "tensor"] = "image"
+    output: Literal["probabilities", "logits", "features"] = "probabilities"
+    batch: Annotated[int, Field(ge=1)] = 1
+    fp32_results: tuple[str, ...] = ()
 
 
 class Deployable(nn.Module):
@@ -70,7 +80,7 @@ def export(
     checkpoint_sha256: str,
     path: Path | str,
     precision: Precision = "fp16",
-    minimum_ios: Literal[16, 17] = 16,
+    minimum_ios: MinimumIos = 16,
 ) -> PackageMeta:
     """Write the package of a checkpoint, whole or not at all, and return what it says of itself.
 
@@ -104,7 +114,7 @@ def _convert(checkpoint: Checkpoint, meta: PackageMeta) -> Any:
 
 
 def to_program(
-    module: nn.Module, example: Tensor, precision: Precision, minimum_ios: Literal[16, 17], **interface: Any
+    module: nn.Module, example: Tensor, precision: Precision, minimum_ios: MinimumIos, **interface: Any
 ) -> Any:
     """The ML Program of a deployed module as coremltools makes it of a trace; nothing is loaded or written.
 
