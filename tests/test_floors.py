@@ -33,7 +33,7 @@ LIBRARIES = {
     "archs": {"torch", "timm", "safetensors"},
     "measure": {"torch", "numpy", "thop", "onnx", "onnxruntime", "matplotlib"},
     "coreml": {"torch", "numpy", "coremltools", "google.protobuf"},
-    "train": {"torch", "numpy", "timm", "torchvision", "PIL", "matplotlib"},
+    "train": {"torch", "numpy", "timm", "torchvision", "PIL", "matplotlib", "datasets"},
     "search": {"torch", "pydantic", "numpy", "matplotlib", "pymoo", "nni"},
     "compress": {"torch", "coremltools", "torch_pruning"},
     "cli": {"torch", "click", "rich"},

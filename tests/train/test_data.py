@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,20 @@ from PIL import Image
 from vigcli.config.recipe import Augment, Data, Preprocessing, Recipe
 from vigcli.errors import ConfigError, UnavailableError
 from vigcli.train import data as data_module
+from vigcli.train import readers
 from vigcli.train.data import (
+    Batch,
+    Pictures,
     check_classes,
-    epoch_batches,
     eval_batches,
     eval_pixels,
     eval_transform,
     load_split,
     normalize,
     open_data,
-    steps_per_epoch,
     train_batches,
 )
+from vigcli.train.sampler import Sampler, steps_per_epoch
 
 EMOJI = Data(source="emoji10", workers=0)
 PREPROCESSING = Preprocessing()
@@ -62,6 +65,10 @@ def test_a_part_is_evenly_spread_and_of_all_classes(folder: Path) -> None:
     assert pictures.part(None).targets == pictures.part(99).targets == pictures.targets
     with pytest.raises(ConfigError, match="1 pictures are too few for its 2 classes"):
         pictures.part(1)
+
+
+def batches(recipe: Recipe, pictures: Pictures, **options: int) -> Iterator[Batch]:
+    return train_batches(recipe, pictures, Sampler(recipe, len(pictures)), **options)
 
 
 def folder_data(root: Path, workers: int = 0) -> Data:
@@ -138,11 +145,11 @@ def test_what_is_no_picture_is_refused(folder: Path, content: bytes) -> None:
 def test_a_corrupt_member_of_the_zip_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "emoji10.zip", "w") as file:
         file.writestr("train/food/0001.webp", b"RIFF")
-    monkeypatch.setattr(data_module, "embedded", lambda name: tmp_path / name)
+    monkeypatch.setattr(readers, "embedded", lambda name: tmp_path / name)
     with pytest.raises(ConfigError, match=r"^emoji10\.zip:train/food/0001\.webp: "):
         open_data(EMOJI, "train")[0]
     (tmp_path / "emoji10.zip").write_bytes(b"PK")
-    with pytest.raises(UnavailableError, match="embedded pictures cannot be read"):
+    with pytest.raises(UnavailableError, match="cannot be read as a zip"):
         open_data(EMOJI, "train")
 
 
@@ -187,37 +194,37 @@ def test_a_limit_takes_pictures_of_all_classes() -> None:
 def test_augmentation_depends_on_neither_workers_nor_start_nor_global_state() -> None:
     pictures = open_data(EMOJI, "train")
     few = recipe(batch_size=400)
-    whole = list(train_batches(few, pictures, 1))
+    whole = list(batches(few, pictures))
     random.seed(5)
     torch.manual_seed(5)
-    in_workers = few.changed({"data.workers": 2})
-    for part in (train_batches(few, pictures, 1, start=2), train_batches(in_workers, pictures, 1, start=2)):
-        ((x, target),) = part
-        assert torch.equal(x, whole[2][0])
-        assert torch.equal(target, whole[2][1])
-    other = next(iter(train_batches(few, pictures, 0)))
-    assert not torch.equal(other[0], whole[0][0])
+    for workers in (0, 2):
+        for batch, same in zip(batches(few, pictures, start=2, workers=workers), whole[2:], strict=True):
+            assert torch.equal(batch.x, same.x)
+            assert torch.equal(batch.target, same.target)
+            assert batch.draws == same.draws
+    assert not torch.equal(whole[0].x, whole[3].x)
 
 
 def test_augmentation_leaves_the_global_state_alone() -> None:
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     expected = random.random(), np.random.rand(), torch.rand(1)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    next(iter(train_batches(recipe(), open_data(EMOJI, "train"), 0)))
+    next(batches(recipe(), open_data(EMOJI, "train")))
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
 
 
 def test_an_epoch_draws_every_picture_once_in_an_order_of_its_own() -> None:
-    epochs = [[key[1] for batch in epoch_batches(recipe(), 40, epoch) for key in batch] for epoch in (0, 1)]
+    epochs = [[draw.picture for step in Sampler(recipe(), 40).epoch(epoch) for draw in step] for epoch in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40))
     assert epochs[0] != epochs[1]
-    assert epoch_batches(recipe(seed=1), 40, 0) != epoch_batches(recipe(), 40, 0) == epoch_batches(recipe(), 40, 0)
+    first, again, other = (Sampler(recipe(seed=seed), 40).epoch(0) for seed in (0, 0, 1))
+    assert first == again != other
 
 
 def test_repeated_augmentation_draws_a_picture_anew_each_time() -> None:
-    keys = [key for batch in epoch_batches(recipe(augment={"repeats": 3}), 40, 0) for key in batch]
-    assert len(keys) == len(set(keys)) == 40
-    assert len({index for _, index, _ in keys}) == 14
+    draws = [draw for step in Sampler(recipe(augment={"repeats": 3}), 40).epoch(0) for draw in step]
+    assert len(draws) == len(set(draws)) == 40
+    assert len({draw.picture for draw in draws}) == 14
 
 
 def test_steps_of_small_sets() -> None:
@@ -226,7 +233,7 @@ def test_steps_of_small_sets() -> None:
     assert steps_per_epoch(recipe(augment={"mixup": 0.5}), 5) == (1, 4)
     with pytest.raises(ConfigError, match="is odd"):
         steps_per_epoch(recipe(batch_size=7, augment={"cutmix": 1.0}), 50)
-    with pytest.raises(ConfigError, match="two pictures"):
+    with pytest.raises(ConfigError, match="one picture is too few"):
         steps_per_epoch(recipe(), 1)
 
 

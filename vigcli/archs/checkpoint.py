@@ -70,6 +70,15 @@ def read_meta(path: Path | str) -> CheckpointMeta:
         raise ConfigError(str(error), _REMAKE) from error
 
 
+def is_checkpoint(path: Path | str) -> bool:
+    """Whether a file is a checkpoint of ours, rather than weights of others."""
+    try:
+        with safe_open(path, "pt") as file:
+            return _KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], text: str) -> None:
     """Named tensors and a text as one safetensors file, whole or not at all."""
     with replacing(path) as temporary:

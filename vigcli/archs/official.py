@@ -73,6 +73,13 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     model.load_state_dict(absent | loaded | uncounted)
 
 
+def classes_of(config: ArchConfig, state_dict: Mapping[str, Tensor]) -> int | None:
+    """The classes of published weights, where their number alone may tell them from a network of `config`."""
+    shapes = {key: tuple(value.shape) for key, value in build(config, device="meta").state_dict().items()}
+    fit = _fit(config, shapes, state_dict)
+    return fit.classes(config.num_classes) if fit.num_faults else config.num_classes
+
+
 class _Misshapen(NamedTuple):
     name: str
     theirs: _Shape

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vigcli.cli.options import dry_run_option, json_option, output_option, recipe_set_option
+from vigcli.cli.options import Integer, dry_run_option, json_option, output_option, recipe_set_option
 from vigcli.cli.output import emit_json, fields, progress, say, table
 from vigcli.cli.stopping import stop_on_signal
-from vigcli.errors import Interrupted, UsageError
+from vigcli.errors import Interrupted, UnavailableError, UsageError
+
+_REPEATED_WITHIN_S = 5.0  # a launcher repeats a signal that the terminal has sent to all
 
 
 @click.command()
 @click.argument("recipe_name", metavar="[RECIPE]", required=False)
-@click.option("--data", "data_root", type=click.Path(), help="Folder with train/ and val/, one folder a class in each.")
+@click.option("--data", "data_root", type=click.Path(), help="Where train and val are: class folders, zips, tars, ...")
 @click.option("--teacher-weights", type=click.Path(), help="Weights of the recipe's teacher (.safetensors or .pth).")
 @click.option("--resume", type=click.Path(), metavar="RUN_DIR", help="Go on with a run that was stopped.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto.")
+@click.option("--nproc", type=Integer(1, 64), default=1, metavar="N", help="Processes that train together, one a GPU.")
+@click.option("--tensorboard", is_flag=True, help="Also write what `tensorboard --logdir RUN` shows.")
 @recipe_set_option
 @output_option
 @dry_run_option
@@ -31,6 +36,8 @@ def command(
     teacher_weights: str | None,
     resume: str | None,
     device: str,
+    nproc: int,
+    tensorboard: bool,
     settings: tuple[str, ...],
     output: str | None,
     dry_run: bool,
@@ -39,13 +46,13 @@ def command(
     """Train the network of RECIPE (a file, or a name of `vig ls recipes`).
 
     Example:  vig train recipes/v2_s.yaml --data /path/to/imagenet
+
+    On several machines, the same under torchrun:  torchrun ... -m vigcli train RECIPE
     """
-    from vigcli.cli.load import check_memory, picked_device
-    from vigcli.config.load import dump
+    from vigcli.cli.launch import place, run_processes
     from vigcli.config.recipe import load_recipe
-    from vigcli.files import write_text
     from vigcli.paths import find_file
-    from vigcli.runs.rundir import RECIPE_FILE, new_run, write_run_file
+    from vigcli.runs.rundir import RECIPE_FILE
 
     if (recipe_name is None) == (resume is None):
         raise UsageError(
@@ -63,44 +70,120 @@ def command(
     if dry_run:
         _plan(recipe, as_json)
         return
+    here = place()
+    size = max(nproc, here.size)
+    device = _checked(recipe, str(file), device, size, here.local_rank)
+    if nproc > 1 and here.size == 1:
+        if code := run_processes(nproc, sys.argv[1:]):
+            raise click.exceptions.Exit(code)
+        return
+    _train(recipe, file, resume, output, device, tensorboard, as_json)
+
+
+def _checked(recipe: Any, name: str, device: str, size: int, local_rank: int) -> str:
+    """The device to train on. Complains of all that can be known before a run directory is made."""
+    from vigcli.cli.load import check_memory, picked_device
     from vigcli.measure.count import count_params
-    from vigcli.runs.provenance import provenance, sha256
-    from vigcli.train.curves import curves
-    from vigcli.train.data import open_data
-    from vigcli.train.loop import train
+    from vigcli.train.data import check_classes, num_workers, open_data
     from vigcli.train.objective import load_teacher
+    from vigcli.train.sampler import Sampler
 
-    check_memory(str(file), count_params(recipe.arch_config()).total)
+    check_memory(name, count_params(recipe.arch_config()).total)
     device = picked_device(device)
-    for split in ("train", "val"):
-        open_data(recipe.data, split)  # a missing folder or teacher ends here, before a run directory is made
-    if recipe.distillation is not None and recipe.distillation.weights is None:
-        load_teacher(recipe.distillation, recipe, device)
+    num_workers(recipe.data, size)
+    pictures, val = (open_data(recipe.data, split) for split in ("train", "val"))
+    check_classes(pictures, recipe.num_classes)
+    check_classes(val, recipe.num_classes, pictures.labels)
+    Sampler(recipe, len(pictures), recipe.accumulate * size)
+    if recipe.distillation is not None:
+        load_teacher(recipe, pictures.labels, "cpu")
+    if recipe.weights is not None and not Path(recipe.weights).is_file():
+        raise UnavailableError(f"{recipe.weights}: no such file of weights.", "Check the recipe's weights.")
+    return f"cuda:{local_rank}" if device == "cuda" and size > 1 else device
+
+
+def _train(
+    recipe: Any, file: Path, resume: str | None, output: str | None, device: str, tensorboard: bool, as_json: bool
+) -> None:
+    """This process's part of the training."""
+    from vigcli.cli.launch import place
+    from vigcli.runs.provenance import provenance, sha256
+    from vigcli.train.distributed import joined
+    from vigcli.train.loop import train
+
+    rank, size, _ = place()
     record = provenance(sys.argv, recipe.seed, recipe.model_dump_json(), [sha256(file)])
-    with contextlib.nullcontext(Path(resume)) if resume is not None else new_run("train", output) as run:
-        if resume is None:
-            write_text(run / RECIPE_FILE, dump(recipe))
-            write_run_file(run, record)
-        say(f"Training {_name(recipe)} at {recipe.resolution} px, {recipe.num_classes} classes, on {device}, in {run}.")
-        with progress() as advance, stop_on_signal() as should_stop:
-
-            def on_event(event: Any) -> None:
-                note = f"epoch {event.epoch + 1}/{recipe.epochs}  loss {event.loss:.3f}"
-                advance("step", event.step, event.total_steps, f"{note}  {event.images_per_s:.0f} images/s")
-                if event.val_top1_percent is not None and not as_json:
-                    top1 = f"val top-1 {event.val_top1_percent:.1f} %"
-                    say(f"epoch {event.epoch + 1}: train loss {event.loss:.3f}, {top1}")
-
-            result = train(
-                recipe, run, on_event=on_event, should_stop=should_stop, provenance=record, device=device,
-                resume=resume is not None,
-            )  # fmt: skip
+    with (
+        stop_on_signal(_REPEATED_WITHIN_S if size > 1 else 0.0, quiet=rank > 0) as should_stop,
+        joined(rank, size, device) as world,
+        _run_folder(world, recipe, record, resume, output) as run,
+        progress() as advance,
+    ):
+        watch = _watcher(recipe, run, advance, as_json, tensorboard) if world.leads else _nothing
+        if world.leads:
+            processes = f", {size} processes" if size > 1 else ""
+            what = f"Training {_name(recipe)} at {recipe.resolution} px, {recipe.num_classes} classes"
+            say(f"{what}, on {device}{processes}, in {run}.")
+        result = train(
+            recipe, run, on_event=watch, on_notice=say, should_stop=should_stop, provenance=record, device=device,
+            world=world, resume=resume is not None,
+        )  # fmt: skip
         if not result.finished:
             raise Interrupted(
                 f"stopped at step {result.step}; the state is saved.", f"Go on with: vig train --resume {run}"
             )
-        curves(result.history, run / "curves.png")
-    _report(result, run, as_json)
+        if world.leads:
+            _draw(result, run)
+    if rank == 0:
+        _report(result, run, as_json)
+
+
+@contextlib.contextmanager
+def _run_folder(world: Any, recipe: Any, record: Any, resume: str | None, output: str | None) -> Iterator[Path]:
+    """The leader makes it, the others are told."""
+    from vigcli.config.load import dump
+    from vigcli.files import write_text
+    from vigcli.runs.rundir import RECIPE_FILE, new_run, write_run_file
+
+    if resume is not None:
+        yield Path(resume)
+    elif not world.leads:
+        yield Path(world.from_leader(""))
+    else:
+        with new_run("train", output) as run:
+            write_text(run / RECIPE_FILE, dump(recipe))
+            write_run_file(run, record)
+            yield Path(world.from_leader(str(run)))
+
+
+def _watcher(recipe: Any, run: Path, advance: Any, as_json: bool, tensorboard: bool) -> Callable[[Any], None]:
+    """What shows the events of a run."""
+    from vigcli.train.log import TensorBoard
+
+    board = TensorBoard(run) if tensorboard else None
+
+    def watch(event: Any) -> None:
+        note = f"epoch {event.epoch + 1}/{recipe.epochs}  loss {event.loss:.3f}"
+        advance("step", event.step, event.total_steps, f"{note}  {event.images_per_s:.0f} images/s")
+        if board is not None:
+            board.write(event)
+        if event.val_top1_percent is not None and not as_json:
+            top1 = f"val top-1 {event.val_top1_percent:.1f} %"
+            say(f"epoch {event.epoch + 1}: train loss {event.loss:.3f}, {top1}")
+
+    return watch
+
+
+def _nothing(event: Any) -> None:
+    pass
+
+
+def _draw(result: Any, run: Path) -> None:
+    from vigcli.train.curves import confusion, curves
+
+    curves(result.history, run / "curves.png")
+    if result.evaluation is not None:
+        confusion(result.evaluation, result.labels, run / "confusion.png")
 
 
 def _name(recipe: Any) -> str:
@@ -158,5 +241,7 @@ def _report(result: Any, run: Path, as_json: bool) -> None:
             f"top-1 {last['val_top1_percent']:.1f} % of {evaluation.num_images} validation pictures, measured "
             f"(95 % interval {low:.1f} to {high:.1f}); last epoch, not the best."
         )
-    say(f"Wrote {result.checkpoint}, history.json, curves.png.")
+    if result.damaged:
+        say(f"{len(result.damaged)} damaged pictures were left out: {', '.join(result.damaged)}.")
+    say(f"Wrote {result.checkpoint}, history.json, log.jsonl, curves.png, confusion.png.")
     click.echo("Next:  vig quantize --int8")

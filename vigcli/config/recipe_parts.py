@@ -21,14 +21,17 @@ class Data(Strict):
     """Where the pictures are.
 
     Attributes:
-        source: `emoji10` (embedded in the package) or `folder` (train/CLASS/*.jpg and val/CLASS/*.jpg, as ImageNet).
+        source: `emoji10` (embedded in the package) or `folder` (train/CLASS/*.jpg and val/CLASS/*.jpg, as ImageNet, or
+            the like in zips, tars, WebDataset shards or a Hugging Face dataset).
         root: the folder; `--data` on the command line replaces it.
-        workers: processes that decode; 0 decodes in the main process.
+        workers: processes that decode, for each that trains; 0 decodes in that one, null takes the machine's cores.
+        max_corrupt: so many damaged pictures are named and left out; one more is an error.
     """
 
     source: Literal["emoji10", "folder"] = "folder"
     root: str | None = None
-    workers: Annotated[int, Field(ge=0, le=64)] = 8
+    workers: Annotated[int, Field(ge=0, le=64)] | None = None
+    max_corrupt: Annotated[int, Field(ge=0, le=10000)] = 10
 
 
 class Optimizer(Strict):
@@ -81,7 +84,7 @@ class Schedule(Strict):
             raise ValueError("a constant rate has no cool-down\nSet cooldown_epochs to 0, or name to cosine.")
         return self
 
-    def warmup(self, steps_per_epoch: int) -> int:
+    def warmup(self, steps_per_epoch: float) -> int:
         """Its length in steps."""
         return round((self.warmup_epochs or 0) * steps_per_epoch) if self.warmup_steps is None else self.warmup_steps
 

@@ -18,8 +18,9 @@ from vigcli.config.recipe import Data, Recipe
 from vigcli.config.space import Choice, SearchSpace
 from vigcli.errors import ConfigError, UsageError
 from vigcli.measure.profile import profile
-from vigcli.train.data import EMBEDDED, Pictures, open_data, steps_per_epoch, train_batches
+from vigcli.train.data import EMBEDDED, Pictures, open_data, train_batches
 from vigcli.train.objective import Objective
+from vigcli.train.sampler import Sampler, steps_per_epoch
 
 if TYPE_CHECKING:
     from vigcli.search.job import SearchResult
@@ -150,16 +151,16 @@ class Contest:
         """
         recipe = self.recipe_of(self.published)
         _, size = steps_per_epoch(recipe, len(self.pictures))
-        few = recipe.model_copy(update={"batch_size": min(size, 16), "data": recipe.data.changed({"workers": 0})})
+        few = recipe.model_copy(update={"batch_size": min(size, 16), "accumulate": 1})
         model, objective = build(self.published.config, seed=0).train(), Objective(few, "cpu")
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         seconds = 0.0
         with torch.random.fork_rng(devices=[]):
             for _ in range(2):  # the first warms up
                 start = time.perf_counter()
-                x, target = next(iter(train_batches(few, self.pictures, 0)))
-                objective(model, x.contiguous(memory_format=torch.channels_last), target).backward()
-                seconds = (time.perf_counter() - start) / len(x)
+                batch = next(train_batches(few, self.pictures, Sampler(few, len(self.pictures))))
+                objective(model, batch.x.contiguous(memory_format=torch.channels_last), batch.target).backward()
+                seconds = (time.perf_counter() - start) / len(batch.x)
         epochs = self.num_images / self.images_an_epoch
         return seconds * (self.num_images + epochs * len(self.held_out) / 3)
 

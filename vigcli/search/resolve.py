@@ -26,9 +26,11 @@ from vigcli.errors import ConfigError
 from vigcli.files import write_json
 from vigcli.search.contest import Contest, Contestant
 from vigcli.search.measured import Difference, Resolution, Right, Row, paired_difference
-from vigcli.train.data import eval_batches, steps_per_epoch
+from vigcli.train.data import eval_batches, num_workers
 from vigcli.train.evaluate import DivergedError, Evaluation, evaluate, normalized, wilson_percent
-from vigcli.train.loop import CHECKPOINT_FILE, STATE_FILE, TrainEvent, train
+from vigcli.train.loop import CHECKPOINT_FILE, TrainEvent, train
+from vigcli.train.sampler import steps_per_epoch
+from vigcli.train.state import STATE_FILE
 
 RESOLUTION_FILE, FOLDER = "resolution.json", "contest"
 Progress = Callable[[str, int, int, str], None]
@@ -149,7 +151,7 @@ class _Job:
     def _evaluated(self, folder: Path) -> Evaluation:
         recipe, held_out = self.contest.recipe, self.contest.held_out
         model = load_checkpoint(folder / CHECKPOINT_FILE).model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batches = eval_batches(held_out, recipe.preprocessing, recipe.resolution, workers=recipe.data.workers)
+        batches = eval_batches(held_out, recipe.preprocessing, recipe.resolution, workers=num_workers(recipe.data))
         return evaluate(normalized(model, recipe.preprocessing), batches)
 
     def _folder(self, contestant: Contestant) -> Path:

@@ -1,24 +1,16 @@
-"""Pictures as batches: the embedded zip and ImageNet-like folders; what is done with a batch is the loop's matter.
+"""Pictures as batches; where the pictures lie is `readers.py`'s matter, what is done with a batch the loop's.
 
-The augmentation of a picture is a function of (seed, epoch, index, draw) and the order of an epoch one of
-(seed, epoch), so that neither the number of worker processes nor an interruption changes a training run.
+The augmentation of a picture is a function of (seed, epoch, index, draw), so that neither the number of worker
+processes nor an interruption changes a training run.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
 import os
-import random
 import signal
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -27,126 +19,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vigcli.config.recipe import Augment, Data, Preprocessing, Recipe
-from vigcli.errors import ConfigError, UnavailableError, VigError
-from vigcli.paths import embedded
+from vigcli.errors import ConfigError
+from vigcli.train.distributed import ALONE, World
+from vigcli.train.readers import EMBEDDED, Pictures, open_data, spread
+from vigcli.train.sampler import Draw, Sampler, part_of
+from vigcli.train.seeds import seeded
 
-EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-EMBEDDED = "emoji10"
-_PASS_DATA = "Pass --data /path/to/imagenet (with train/ and val/)."
+__all__ = [
+    "EMBEDDED", "Batch", "Batches", "Damaged", "Pictures", "check_classes", "eval_batches", "eval_pixels",
+    "eval_transform", "load_split", "normalize", "num_workers", "open_data", "spread", "train_batches",
+    "train_transform",
+]  # fmt: skip
+
 Batches = Iterator[tuple[Tensor, Tensor]]
 Transform = Callable[[Image.Image], Tensor]
-
-
-# ---------------------------------------------------------------------------------------------------- pictures
-
-
-class Pictures(Dataset[tuple[Image.Image, int]]):
-    """One split: item i is (RGB picture, index of its class).
-
-    Attributes:
-        labels: class names, sorted; their places are the indices of the logits.
-        name: where the pictures are, for messages.
-    """
-
-    def __init__(self, name: str, members: Sequence[tuple[str, str]], contents: dict[str, bytes] | None = None):
-        """`members` are (class, file) pairs; `contents` holds the files of a zip, None where they are on disk."""
-        self.name = name
-        self.labels = tuple(sorted({label for label, _ in members}))
-        places = {label: i for i, label in enumerate(self.labels)}
-        self.targets = [places[label] for label, _ in members]
-        self._files = [file for _, file in members]
-        self._contents = contents
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        file = self._files[index]
-        if self._contents is None:
-            return read_picture(file, file), self.targets[index]
-        return read_picture(io.BytesIO(self._contents[file]), f"{self.name}:{file}"), self.targets[index]
-
-    def part(self, limit: int | None) -> Pictures:
-        """So many of the pictures, evenly spread. Raises ConfigError where they would not be of all classes."""
-        places = spread(len(self), limit)
-        members = [(self.labels[self.targets[i]], self._files[i]) for i in places]
-        part = Pictures(self.name, members, self._contents)
-        if part.labels != self.labels:
-            what = f"{self.name}: {limit} pictures are too few for its {len(self.labels)} classes."
-            raise ConfigError(what, "Take more of them.")
-        return part
-
-
-def spread(count: int, limit: int | None) -> list[int]:
-    """The places of `limit` items among `count`, evenly spread; of all where there are no more."""
-    taken = count if limit is None else min(limit, count)
-    return [i * count // taken for i in range(taken)]
-
-
-def read_picture(source: Path | str | io.BytesIO, name: str) -> Image.Image:
-    """A picture file as RGB. Raises ConfigError for one that is damaged, unreadable or absurdly large."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                return image.convert("RGB")
-    except Exception as error:  # PIL's decoders raise nearly anything for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{name}: cannot be read as a picture ({reason}).", "Replace or remove this file.") from error
-
-
-def open_data(data: Data, split: str) -> Pictures:
-    """The pictures of a split, `train` or `val`.
-
-    Raises UnavailableError when the folder or its split is missing, ConfigError when they hold no class folders.
-    """
-    if data.source == EMBEDDED:
-        if data.root is not None:
-            hint = "Pass --set data.source=folder as well, or leave --data out."
-            raise ConfigError(f"data.root is {data.root}, but data.source is {EMBEDDED}.", hint)
-        return _open_zip(embedded(f"{EMBEDDED}.zip"), split)
-    if data.root is None:
-        raise UnavailableError("The recipe's pictures are in a folder, and none was named.", _PASS_DATA)
-    folder = Path(data.root) / split
-    if not folder.is_dir():
-        raise UnavailableError(f"{folder}: no such folder.", _PASS_DATA)
-    return _open_folder(folder)
-
-
-def _open_zip(path: Path, split: str) -> Pictures:
-    """Held in memory: it is small, and open files do not survive the start of a worker process."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            names = sorted(name for name in file.namelist() if name.startswith(f"{split}/") and _is_picture(name))
-            contents = {name: file.read(name) for name in names}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UnavailableError(f"{path}: the embedded pictures cannot be read.", "Install vig again.") from error
-    return Pictures(path.name, [(name.split("/")[1], name) for name in names], contents)
-
-
-def _open_folder(folder: Path) -> Pictures:
-    members: list[tuple[str, str]] = []
-    try:
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-        for label in classes:
-            files = sorted(
-                os.path.join(place, name)
-                for place, _, names in os.walk(folder / label, followlinks=True)
-                for name in names
-                if _is_picture(name)
-            )
-            if not files:
-                raise ConfigError(f"{folder / label}: holds no picture.", "Remove the folder or fill it.")
-            members += [(label, file) for file in files]
-    except OSError as error:
-        raise UnavailableError(f"{error.filename or folder}: cannot be read: {error.strerror}.", _PASS_DATA) from error
-    if not members:
-        raise ConfigError(f"{folder}: holds no class folders.", "Sort the pictures as CLASS/NAME.jpg.")
-    return Pictures(str(folder), members)
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith(".")
 
 
 def check_classes(pictures: Pictures, num_classes: int, labels: Sequence[str] = ()) -> None:
@@ -160,6 +46,18 @@ def check_classes(pictures: Pictures, num_classes: int, labels: Sequence[str] = 
         strange = sorted(set(labels) ^ set(pictures.labels))[:3]
         raise ConfigError(f"{pictures.name}: its classes differ from the expected ones ({', '.join(strange)}).",
                           "Give every class the same folder name in train/ and val/.")  # fmt: skip
+
+
+def num_workers(data: Data, world_size: int = 1) -> int:
+    """Processes that decode, for each that trains. Raises ConfigError for more than the machine has cores for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if data.workers is None:
+        return min(8, cores // world_size)
+    if data.workers * world_size > cores:
+        each = f" for each of {world_size} processes" if world_size > 1 else ""
+        what = f"data.workers: {data.workers}{each} are more than this machine's {cores} cores."
+        raise ConfigError(what, f"--set data.workers={cores // world_size}, or leave it out.")
+    return data.workers
 
 
 # ---------------------------------------------------------------------------------------------------- transforms
@@ -220,81 +118,72 @@ def _statistics(preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[
     return preprocessing.mean, preprocessing.std
 
 
-# ---------------------------------------------------------------------------------------------------- randomness
-
-
-def derived_seed(*key: int | str) -> int:
-    """A seed of 32 bits that is a function of the key, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest())
-
-
-@contextlib.contextmanager
-def seeded(*key: int | str) -> Iterator[None]:
-    """The CPU's global random states (Python, numpy, torch) set by the key, and restored afterwards.
-
-    timm's and torchvision's augmentations draw from all three, and take no generator.
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = derived_seed(*key)
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
 # ---------------------------------------------------------------------------------------------------- batches
 
 
-def steps_per_epoch(recipe: Recipe, num_train: int) -> tuple[int, int]:
-    """(steps, pictures a step): the last pictures that fill no batch wait for another epoch's order.
+class Batch(NamedTuple):
+    """A process's part of a step: normalized pictures (B, 3, R, R), classes (B,), and what was drawn for them."""
 
-    A set smaller than a batch is one step an epoch. Raises ConfigError where no batch can be made.
+    x: Tensor
+    target: Tensor
+    draws: tuple[Draw, ...]
+
+
+class Damaged:
+    """The damaged pictures that were met, each counted once.
+
+    Attributes:
+        names: of them, in the order in which they were met.
     """
-    size = min(recipe.batch_size, num_train)
-    if recipe.augment.mixup or recipe.augment.cutmix:
-        if recipe.batch_size % 2:
-            raise ConfigError(f"batch_size: {recipe.batch_size} is odd, but mixup pairs pictures.", "Make it even.")
-        size -= size % 2
-    if size < 2:
-        raise ConfigError("Batch norm needs two pictures a step at least.", "Raise batch_size or add pictures.")
-    return num_train // size, size
 
+    def __init__(self, limit: int, on_notice: Callable[[str], None] = lambda text: None):
+        self.limit, self.on_notice = limit, on_notice
+        self.names: list[str] = []
 
-def epoch_batches(recipe: Recipe, num_train: int, epoch: int) -> list[list[tuple[int, int, int]]]:
-    """The batches of an epoch as (epoch, index, draw): a picture that is drawn several times is augmented anew.
+    def add(self, found: Iterable[tuple[str, ConfigError]]) -> None:
+        """Raises ConfigError where there are more than the limit."""
+        for name, error in found:
+            if name in self.names:
+                continue
+            self.names.append(name)
+            self.check(error)
+            self.on_notice(f"{str(error).rstrip('.')}; left out, {len(self.names)} of {self.limit} allowed.")
 
-    With repeated augmentation (arXiv:1902.05509) an epoch has the same length but fewer different pictures.
-    """
-    steps, size = steps_per_epoch(recipe, num_train)
-    repeats = recipe.augment.repeats
-    generator = torch.Generator().manual_seed(derived_seed(recipe.seed, "order", epoch))
-    order = torch.randperm(num_train, generator=generator).repeat_interleave(repeats)[: steps * size].tolist()
-    keys = [(epoch, index, place % repeats) for place, index in enumerate(order)]
-    return [keys[i * size : (i + 1) * size] for i in range(steps)]
+    def check(self, last: ConfigError | None = None) -> None:
+        """Raises ConfigError where there are more than the limit."""
+        if len(self.names) > self.limit:
+            what = str(last).rstrip(".") if last is not None else f"{self.names[-1]}: cannot be read as a picture"
+            others = f"; {len(self.names) - 1} before it were left out" if len(self.names) > 1 else ""
+            hint = "Replace or remove it. data.max_corrupt says how many may be left out."
+            raise ConfigError(f"{what}{others}.", hint)
 
 
 class _Augmented(Dataset[Any]):
-    """(epoch, index, draw) -> ((3, R, R), class)."""
+    """Draw -> ((3, R, R), class), and the damaged pictures in whose place the next one that can be read was taken."""
 
-    def __init__(self, pictures: Pictures, transform: Transform, seed: int):
-        self.pictures, self.transform, self.seed = pictures, transform, seed
+    def __init__(self, pictures: Pictures, recipe: Recipe):
+        self.pictures, self.seed, self.tries = pictures, recipe.seed, min(recipe.data.max_corrupt + 1, len(pictures))
+        self.transforms = {
+            resolution: train_transform(recipe.augment, recipe.preprocessing, resolution)
+            for resolution in recipe.multiscale or (recipe.resolution,)
+        }
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Any:
-        try:
-            image, target = self.pictures[key[1]]
-            with seeded(self.seed, "picture", *key):
-                return self.transform(image), target
-        except VigError as error:
-            return error
+    def __getitem__(self, draw: Draw) -> Any:
+        damaged: list[Any] = []
+        for i in range(self.tries):
+            index = (draw.picture + i) % len(self.pictures)
+            try:
+                image, target = self.pictures[index]
+            except ConfigError as error:
+                damaged.append((self.pictures.file(index), error))
+                continue
+            with seeded(self.seed, "picture", draw.epoch, draw.picture, draw.repeat):
+                return (self.transforms[draw.resolution](image), target), draw, damaged
+        return None, draw, damaged
 
 
 class _Evaluated(Dataset[Any]):
-    """index -> (uint8 (3, R, R), class)."""
+    """index -> (uint8 (3, R, R), class), or None and the damaged picture."""
 
     def __init__(self, pictures: Pictures, transform: Transform):
         self.pictures, self.transform = pictures, transform
@@ -302,16 +191,38 @@ class _Evaluated(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         try:
             image, target = self.pictures[index]
-            return self.transform(image), target
-        except VigError as error:
-            return error
+        except ConfigError as error:
+            return None, index, [(self.pictures.file(index), error)]
+        return (self.transform(image), target), index, []
 
 
-def train_batches(recipe: Recipe, pictures: Pictures, epoch: int, start: int = 0) -> Batches:
-    """Batches of an epoch from step `start` on: normalized (B, 3, R, R), classes (B,)."""
-    transform = train_transform(recipe.augment, recipe.preprocessing, recipe.resolution)
-    keys = epoch_batches(recipe, len(pictures), epoch)[start:]
-    return _load(_Augmented(pictures, transform, recipe.seed), keys, recipe.data.workers)
+def train_batches(
+    recipe: Recipe,
+    pictures: Pictures,
+    sampler: Sampler,
+    start: int = 0,
+    until_epoch: int | None = None,
+    *,
+    world: World = ALONE,
+    workers: int = 0,
+    damaged: Damaged | None = None,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """This process's micro-batches from step `start` on, `recipe.accumulate` a step, to the end of an epoch.
+
+    One set of workers serves them all, so that none waits at the end of an epoch.
+    """
+    parts = recipe.accumulate * world.size
+    keys = (
+        part_of(step, micro * world.size + world.rank, parts)
+        for step in sampler.from_step(start, recipe.epochs if until_epoch is None else until_epoch)
+        for micro in range(recipe.accumulate)
+    )
+    damaged = damaged or Damaged(recipe.data.max_corrupt)
+    for batch, draws in _load(_Augmented(pictures, recipe), keys, workers, damaged, pin):
+        if batch is None or len(batch[0]) < len(draws):
+            raise ConfigError(f"{pictures.name}: no picture can be read.", "Make or copy the files again.")
+        yield Batch(batch[0], batch[1], draws)
 
 
 def eval_batches(
@@ -322,14 +233,21 @@ def eval_batches(
     batch_size: int = 64,
     workers: int = 0,
     limit: int | None = None,
+    world: World = ALONE,
+    damaged: Damaged | None = None,
 ) -> Batches:
     """Batches in order for evaluation: uint8 pixels (B, 3, R, R), classes (B,).
 
-    `limit` takes so many pictures, evenly spread, so that they are of all classes.
+    `limit` takes so many pictures, evenly spread, so that they are of all classes; every process of `world` has its
+    part of them. A damaged picture is an error, unless `damaged` counts it: then it is left out.
     """
     order = spread(len(pictures), limit)
+    order = order[len(order) * world.rank // world.size : len(order) * (world.rank + 1) // world.size]
     keys = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return _load(_Evaluated(pictures, eval_transform(preprocessing, resolution, normalize=False)), keys, workers)
+    dataset = _Evaluated(pictures, eval_transform(preprocessing, resolution, normalize=False))
+    for batch, _ in _load(dataset, keys, min(workers, len(keys)), damaged or Damaged(0)):
+        if batch is not None:
+            yield batch
 
 
 def load_split(
@@ -340,24 +258,28 @@ def load_split(
     return torch.cat([pixels for pixels, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
-def _load(dataset: Dataset[Any], keys: list[list[Any]], workers: int) -> Batches:
+def _load(
+    dataset: Dataset[Any], keys: Iterable[list[Any]], workers: int, damaged: Damaged, pin: bool = False
+) -> Iterator[Any]:
     loader = DataLoader(
         dataset,
         batch_sampler=keys,
-        num_workers=min(workers, len(keys)),
+        num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # or it would draw from the global state
+        pin_memory=pin,
     )
-    for batch in loader:
-        if isinstance(batch, VigError):
-            raise batch
-        yield batch
+    for batch, drawn, found in loader:
+        damaged.add(found)
+        yield batch, drawn
 
 
 def _collate(samples: list[Any]) -> Any:
     """Errors travel as values: a DataLoader would rebuild them from a traceback and lose message and hint."""
-    return next((sample for sample in samples if isinstance(sample, VigError)), None) or default_collate(samples)
+    good = [sample for sample, _, _ in samples if sample is not None]
+    damaged = [entry for _, _, found in samples for entry in found]
+    return default_collate(good) if good else None, tuple(draw for _, draw, _ in samples), damaged
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

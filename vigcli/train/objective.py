@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from torch import Tensor, nn
+from torch import Tensor
 
-from vigcli.archs import build
-from vigcli.archs.foreign import read_weights
-from vigcli.config.recipe import Distillation, Recipe
-from vigcli.errors import ConfigError, UnavailableError
+from vigcli.config.recipe import Recipe
+from vigcli.config.recipe_parts import Distillation
+from vigcli.train.teacher import load_teacher
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Objective:
     """The training loss of a batch: mixup, label smoothing and distillation as the recipe says."""
 
-    def __init__(self, recipe: Recipe, device: str):
+    def __init__(self, recipe: Recipe, device: str, labels: Sequence[str] = ()):
+        """`labels` are the classes of the pictures, to which the teacher's are held."""
         augment = recipe.augment
         self.smoothing, self.mixup = recipe.label_smoothing, None
-        if augment.mixup or augment.cutmix:
+        if augment.mixes:
             self.mixup = Mixup(
                 augment.mixup,
                 augment.cutmix,
@@ -31,53 +34,39 @@ class Objective:
             )
             self.smoothing = 0.0  # it is in the mixed targets
         self.distillation = recipe.distillation
-        self.teacher = load_teacher(recipe.distillation, recipe, device) if recipe.distillation else None
-        self.autocast = (torch.device(device).type, torch.bfloat16, recipe.precision == "bf16")
+        self.teacher = load_teacher(recipe, labels, device) if recipe.distillation else None
+        precision = AUTOCAST.get(recipe.precision)
+        self.autocast = (torch.device(device).type, precision or torch.bfloat16, precision is not None)
 
-    def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, model: Callable[[Tensor], Any], x: Tensor, target: Tensor) -> Tensor:
         """Loss of a network in training mode on normalized pictures (B, 3, R, R), changed in place, and classes (B,).
 
-        Two heads without a teacher both learn the labels; with one (DeiT, arXiv:2012.12877, Eq. 3) the second learns
-        the class that the teacher sees in the same mixed picture.
+        Two heads without a teacher both learn the labels. With one the last head learns the teacher's answer to the
+        same mixed picture and the first the labels (DeiT, arXiv:2012.12877, Section 4); a network with a single head
+        learns both with it.
         """
         if self.mixup is not None:
             x, target = self.mixup(x, target)  # (B,) -> (B, num_classes)
         with torch.autocast(*self.autocast):
             output = model(x)
-            answer = self._teacher_answer(x)
+            answer = self.teacher(x) if self.teacher is not None else None
         heads = [head.float() for head in (output if isinstance(output, tuple) else (output,))]
         if answer is None or self.distillation is None:
             losses = [F.cross_entropy(head, target, label_smoothing=self.smoothing) for head in heads]
             return torch.stack(losses).mean()
-        if len(heads) != 2:
-            raise ConfigError("distillation: the network has one head.", "Set arch.distilled, or distillation to null.")
         alpha = self.distillation.alpha
         base = F.cross_entropy(heads[0], target, label_smoothing=self.smoothing)
-        return (1 - alpha) * base + alpha * F.cross_entropy(heads[1], answer)
-
-    @torch.no_grad()
-    def _teacher_answer(self, x: Tensor) -> Tensor | None:
-        return self.teacher(x).argmax(1) if self.teacher is not None else None
+        return (1 - alpha) * base + alpha * distance(heads[-1], answer.float(), self.distillation)
 
 
-def load_teacher(distillation: Distillation, recipe: Recipe, device: str) -> nn.Module:
-    """The teacher with its weights, frozen. Raises UnavailableError without a weights file: nothing is fetched."""
-    if distillation.weights is None:
-        raise UnavailableError(
-            f"distillation.weights: the teacher {distillation.teacher} needs its weights.",
-            "Pass --teacher-weights FILE (safetensors or .pth), or --set distillation=null to train without a teacher.",
-        )
-    path = Path(distillation.weights)
-    if not path.is_file():
-        raise UnavailableError(f"{path}: no such file of teacher weights.", "Check --teacher-weights.")
-    teacher = build(distillation.teacher, {"num_classes": recipe.num_classes, "resolution": recipe.resolution})
-    try:
-        teacher.load_state_dict(read_weights(path).tensors)
-    except (ConfigError, RuntimeError) as error:
-        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
-        raise ConfigError(
-            f"{path}: does not hold weights of {distillation.teacher} with {recipe.num_classes} classes ({reason}).",
-            "Give the weights that timm publishes for this network, as safetensors or a weights-only .pth.",
-        ) from error
-    teacher = teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return teacher.eval().requires_grad_(False)
+def distance(logits: Tensor, answer: Tensor, distillation: Distillation) -> Tensor:
+    """How far a student's logits (B, N) are from the teacher's.
+
+    Hard: the cross entropy with the class that the teacher sees (DeiT, Eq. 3). Soft: t^2 KL(teacher, student) of the
+    probabilities at temperature t (arXiv:1503.02531, Section 2; DeiT, Eq. 2), the mean over pictures.
+    """
+    if distillation.kind == "hard":
+        return F.cross_entropy(logits, answer.argmax(1))
+    t = distillation.temperature
+    theirs, ours = F.log_softmax(answer / t, 1), F.log_softmax(logits / t, 1)
+    return t * t * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -10,26 +10,27 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from vigcli.config.recipe import Recipe
-from vigcli.train.data import steps_per_epoch
+from vigcli.train.sampler import Sampler
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """timm leaves biases, norms and other vectors out of weight decay."""
+    """timm leaves biases, norms and other vectors out of weight decay, and what is frozen out altogether."""
     options = recipe.optimizer
-    more: dict[str, Any] = {"eps": options.eps} if options.name == "adamw" else {}
-    return create_optimizer_v2(
-        model, options.name, lr=options.lr, weight_decay=options.weight_decay, momentum=options.momentum, **more
-    )
+    if options.name == "adamw":
+        name, more = "adamw", {"eps": options.eps, "betas": options.betas}
+    else:
+        name, more = ("sgd" if options.nesterov else "momentum"), {"momentum": options.momentum}
+    return create_optimizer_v2(model, name, lr=options.lr, weight_decay=options.weight_decay, **more)  # type: ignore[arg-type]
 
 
-def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> CosineLRScheduler:
-    """The learning rate as a function of the step: warm-up, a whole half-cosine, cool-down at `min_lr`."""
-    schedule = recipe.schedule
+def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, sampler: Sampler) -> CosineLRScheduler:
+    """The learning rate as a function of the step: warm-up, a whole half-cosine (or none), cool-down at `min_lr`."""
+    schedule, steps = recipe.schedule, sampler.steps_per_epoch
     warmup, cooldown = schedule.warmup(steps), round(schedule.cooldown_epochs * steps)
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(2, recipe.epochs * steps - warmup - cooldown),
-        lr_min=schedule.min_lr,
+        t_initial=max(2, sampler.total_steps - warmup - cooldown),
+        lr_min=schedule.min_lr if schedule.name == "cosine" else recipe.optimizer.lr,
         warmup_t=warmup,
         warmup_lr_init=schedule.warmup_lr,
         warmup_prefix=True,
@@ -39,16 +40,17 @@ def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int)
 
 def plan(recipe: Recipe, num_train: int) -> dict[str, Any]:
     """What a run would do, without running it: counts of steps and pictures, the learning rate where it turns."""
-    steps, size = steps_per_epoch(recipe, num_train)
+    sampler = Sampler(recipe, num_train, recipe.accumulate)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.optimizer.lr)
-    scheduler = make_scheduler(recipe, optimizer, steps)
-    total = recipe.epochs * steps
+    scheduler = make_scheduler(recipe, optimizer, sampler)
+    total = sampler.total_steps
     start, peak, end = (scheduler._get_lr(step)[0] for step in (0, scheduler.warmup_t, total - 1))
+    sizes = [str(size) for _, size in sorted(sampler.sizes.items())]
     return {
-        "steps_per_epoch": steps,
-        "images_per_step": size,
+        "steps_per_epoch": round(sampler.steps_per_epoch),
+        "images_per_step": int(sizes[0]) if len(sizes) == 1 else " or ".join(sizes),
         "total_steps": total,
-        "total_images": total * size,
+        "total_images": sampler.total_images,
         "warmup_steps": scheduler.warmup_t,
         "lr_start": start,
         "lr_peak": peak,

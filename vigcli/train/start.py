@@ -1,0 +1,105 @@
+"""What a run starts from: weights of a file, the classifier drawn anew where the classes differ; frozen parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from vigcli.archs import build
+from vigcli.archs.checkpoint import is_checkpoint, load_tensors, read_meta
+from vigcli.archs.foreign import read_weights
+from vigcli.archs.official import classes_of, load_official
+from vigcli.config.archs import ArchConfig, TimmConfig
+from vigcli.config.recipe_parts import module_name
+from vigcli.errors import ConfigError, did_you_mean
+from vigcli.train.scales import resized
+
+_OTHER = "Name weights of the recipe's network, or change its arch to theirs."
+
+
+class _File(NamedTuple):
+    """What a file of weights holds: tensors under our names; its classes and resolution where it knows them."""
+
+    tensors: Mapping[str, Tensor]
+    labels: tuple[str, ...]
+    resolution: int
+
+
+def start_from(model: nn.Module, config: ArchConfig, path: Path | str, labels: Sequence[str] = ()) -> tuple[str, ...]:
+    """Load the weights of a file, ours or another's, into a network of `config`, in place.
+
+    The classifier stays as it was drawn where its classes are not `labels` or their number is another; tables of
+    positions of another resolution are interpolated. Gives the names of the tensors that stay as they were drawn.
+    Raises ConfigError where the file holds another network's weights.
+    """
+    file, classifier = _read(Path(path), config), _classifier(config)
+    _check_fit(path, file, config, classifier)
+    drawn = []
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, own in model.state_dict().items():
+        tensor = file.tensors.get(name, own)
+        if name in classifier and (tensor.shape != own.shape or (labels and file.labels and file.labels != (*labels,))):
+            drawn.append(name)
+        elif tensor.shape == own.shape:
+            own.copy_(tensor)
+        elif name in trained:  # what is not is computed from the grid
+            own.copy_(resized(tensor, (own.shape[-2], own.shape[-1])))
+    return tuple(drawn)
+
+
+def _read(path: Path, config: ArchConfig) -> _File:
+    if is_checkpoint(path):
+        meta = read_meta(path)
+        return _File(load_tensors(path)[0], meta.labels, meta.arch.resolution)
+    tensors = read_weights(path).tensors
+    if isinstance(config, TimmConfig):
+        return _File(tensors, (), config.resolution)
+    model = build(config.changed({"num_classes": classes_of(config, tensors) or config.num_classes}))
+    try:
+        load_official(model, tensors)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", error.hint) from error
+    return _File(model.state_dict(), (), config.resolution)
+
+
+def _check_fit(path: Path | str, file: _File, config: ArchConfig, classifier: set[str]) -> None:
+    expected = build(config.changed({"resolution": file.resolution}), device="meta").state_dict()
+    for name in sorted(expected.keys() | file.tensors.keys()):
+        if name in expected and name in file.tensors:
+            theirs, ours = tuple(file.tensors[name].shape), tuple(expected[name].shape)
+            if theirs != ours and name not in classifier:
+                what = f"{name} is {theirs} in the file, {ours} in the network"
+                raise ConfigError(f"{path}: does not fit the recipe's network: {what}.", _OTHER)
+        elif not name.endswith("num_batches_tracked"):  # of no use with a fixed momentum; others leave it out
+            where = "network" if name in expected else "file"
+            raise ConfigError(f"{path}: does not fit the recipe's network: only the {where} has {name}.", _OTHER)
+
+
+def _classifier(config: ArchConfig) -> set[str]:
+    """The tensors whose shape hangs on the number of classes."""
+    some, more = (
+        build(config.changed({"num_classes": config.num_classes + i}), device="meta").state_dict() for i in (0, 1)
+    )
+    return {name for name in some if some[name].shape != more[name].shape}
+
+
+def frozen_parts(model: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
+    """The parts of a network that keep their weights, no gradient asked of them.
+
+    They also run in evaluation mode: the statistics of their batch norms stay, and drop path drops nothing.
+    Raises ConfigError for a part that the network does not have, and where nothing is left to train.
+    """
+    parts = []
+    for path in paths:
+        try:
+            part = model.get_submodule(module_name(path))
+        except AttributeError as error:
+            children = [name for name, _ in model.named_children()]
+            raise ConfigError(f"freeze: the network has no {path}.", did_you_mean(path, children)) from error
+        parts.append(part.requires_grad_(False))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("freeze: leaves nothing to train.", "Leave out the head.")
+    return parts
