@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from trainings import TINY, assert_same_run, recipe
 
 from vigcli.archs import build
 from vigcli.archs.checkpoint import load_checkpoint
-from vigcli.config.recipe import Data, Preprocessing, Recipe, load_recipe
+from vigcli.config.recipe import Data, Preprocessing, load_recipe
 from vigcli.errors import ConfigError, UnavailableError, VigError
 from vigcli.paths import builtin_folder
 from vigcli.train.curves import curves
@@ -27,91 +26,6 @@ from vigcli.train.evaluate import Evaluation, agreement_percent, evaluate, norma
 from vigcli.train.loop import TrainEvent, TrainResult, train
 from vigcli.train.objective import Objective
 from vigcli.train.schedule import plan
-
-TINY = tiny.CONFIG.changed({"drop_path_rate": 0.3})
-PLAIN: dict[str, Any] = {
-    "arch": TINY.model_dump(mode="json"),
-    "resolution": 96,
-    "num_classes": 10,
-    "data": {"source": "folder", "workers": 0},
-    "epochs": 3,
-    "batch_size": 8,
-    "optimizer": {"lr": 1e-2},
-    "schedule": {"warmup_epochs": 1},
-    "augment": {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5, "mixup": 0.8, "cutmix": 1.0, "repeats": 2},
-    "label_smoothing": 0.1,
-    "ema_decay": 0.5,
-}
-
-
-def recipe(**changes: Any) -> Recipe:
-    return Recipe.parse(PLAIN | changes)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For networks this small, threads that wait for a busy core cost more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten classes, two training pictures and one validation picture each: 2 steps of 8 an epoch."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 2), ("val", 1)):
-        for label in range(10):
-            (folder / split / f"class{label}").mkdir(parents=True)
-            for i in range(count):
-                pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8) // 4 + 19 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / f"class{label}" / f"{i}.png")
-    return folder
-
-
-@pytest.fixture
-def run(root: Path, tmp_path: Path) -> Callable[..., TrainResult]:
-    def run(
-        recipe: Recipe,
-        name: str = "run",
-        stop_after: float = math.inf,
-        resume: bool = False,
-        events: list[TrainEvent] | None = None,
-    ) -> TrainResult:
-        """Train; `stop_after` counts the calls of `should_stop` that say no."""
-        asked = iter(range(10**9))
-        return train(
-            recipe,
-            tmp_path / name,
-            on_event=(events if events is not None else []).append,
-            should_stop=lambda: next(asked) >= stop_after,
-            provenance={"argv": ["vig", "train"]},
-            data_root=root,
-            resume=resume,
-        )
-
-    return run
-
-
-def facts(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """All of a run's final bits: state tensors, and the history without what the clock decides."""
-    history = json.loads((folder / "history.json").read_text())
-    for record in history:
-        del record["images_per_s"]
-    return load_file(folder / "state.safetensors"), history
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    (tensors_a, history_a), (tensors_b, history_b) = facts(a), facts(b)
-    assert tensors_a.keys() == tensors_b.keys()
-    different = [name for name in tensors_a if not torch.equal(tensors_a[name], tensors_b[name])]
-    assert not different
-    assert history_a == history_b
-    weights_a, weights_b = (load_checkpoint(folder / "checkpoint.safetensors").model.state_dict() for folder in (a, b))
-    assert all(torch.equal(weights_a[name], weights_b[name]) for name in weights_a)
-
 
 OPTIONS: list[Any] = [
     {},
