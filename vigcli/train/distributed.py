@@ -12,7 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from vigcli.errors import VigError
+
 T = TypeVar("T")
+_LOST = ("onnection", "Socket", "NCCL", "peer")
 _PATIENCE = timedelta(minutes=30)  # for a process that evaluates or writes while the others wait
 
 
@@ -57,6 +60,17 @@ class World:
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turns what the backends say of a process that is no longer there into a VigError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not any(word in str(error) for word in _LOST):
+                raise
+            hint = "Look at what it said; with the last state saved, --resume goes on."
+            raise VigError("another process of the run has ended.", hint) from error
 
 
 ALONE = World()

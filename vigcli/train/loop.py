@@ -117,7 +117,7 @@ def train(
     run = _Run(recipe, Path(run_dir), pictures, val, device, world, dict(provenance), on_event, on_notice)
     if resume:
         run.restore()
-    with _repeatable(), _memory_errors(recipe):
+    with _repeatable(), _memory_errors(recipe), world.watched():
         return run.train(should_stop, min(until_epoch or recipe.epochs, recipe.epochs))
 
 
@@ -222,10 +222,7 @@ class _Run:
 
     def _evaluated(self, should_stop: Callable[[], bool]) -> Evaluation:
         """The network on the validation pictures, every process on its part of them."""
-        if (
-            name := self.state.first_not_finite()
-        ):  # a step whose loss was finite may still have left weights that are not
-            raise self._diverged(f"{name} is not finite")
+        self._check_finite()  # the last step's loss may have been, and the weights that it left not
         weights = self.state.weights
         self.world.share_buffers(weights)
 
@@ -326,13 +323,16 @@ class _Run:
 
     def save(self) -> None:
         """Write the state. Raises VigError, and keeps the older file, when a weight is not finite."""
-        if name := self.state.first_not_finite():
-            raise self._diverged(f"{name} is not finite")
+        self._check_finite()
         if self.world.leads:
             self.state.save(self.run_dir)
         self.saved_step = self.state.progress.step
 
     # ---------------------------------------------------------------------------------------------------- divergence
+
+    def _check_finite(self) -> None:
+        if name := self.state.first_not_finite():
+            raise self._diverged(f"{name} is not finite")
 
     def _diverged(self, what: str) -> VigError:
         """Names what can be gone back to."""
