@@ -129,9 +129,8 @@ def _train(
             world=world, resume=resume is not None,
         )  # fmt: skip
         if not result.finished:
-            raise Interrupted(
-                f"stopped at step {result.step}; the state is saved.", f"Go on with: vig train --resume {run}"
-            )
+            again = f"vig train --resume {run}{f' --nproc {size}' if size > 1 else ''}"
+            raise Interrupted(f"stopped at step {result.step}; the state is saved.", f"Go on with: {again}")
         if world.leads:
             _draw(result, run)
     if rank == 0:
