@@ -138,14 +138,14 @@ class Recipe(Strict):
     def _check_network(self) -> None:
         """At its resolution, and at those that steps may draw. Raises ValueError."""
         try:
-            arch = self.arch_config()
+            self.arch_config()
         except ConfigError as error:
             raise ValueError(f"{error}\n{error.hint}") from None
         if len(set(self.multiscale)) != len(self.multiscale) or len(self.multiscale) == 1:
             raise ValueError("multiscale must hold different resolutions\nWrite two or more, or [] for none.")
         for resolution in self.multiscale:
             try:
-                arch.changed({"resolution": resolution})
+                self.arch_config(resolution)
             except ConfigError as error:
                 raise ValueError(f"multiscale: {resolution} px: {error}\nLeave out {resolution}.") from None
 
@@ -154,10 +154,17 @@ class Recipe(Strict):
         changes = {"arch": config, "resolution": config.resolution, "num_classes": config.num_classes}
         return self.model_copy(update={**changes, "weights": None, "freeze": (), "multiscale": ()})
 
-    def arch_config(self) -> ArchConfig:
-        """The network's configuration at the recipe's resolution and classes. Raises ConfigError."""
+    def arch_config(self, resolution: int | None = None) -> ArchConfig:
+        """The network's configuration at the recipe's classes and resolution, or at one of `multiscale`.
+
+        There MobileViT resizes a feature map that its patches do not divide, as the authors' code does. Raises
+        ConfigError.
+        """
         arch = arch_config(self.arch) if isinstance(self.arch, str) else self.arch
-        return arch.changed({"resolution": self.resolution, "num_classes": self.num_classes})
+        changes = {"resolution": resolution or self.resolution, "num_classes": self.num_classes}
+        if resolution is not None and "resample" in type(arch).model_fields:
+            changes["resample"] = True
+        return arch.changed(changes)
 
 
 def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
