@@ -37,7 +37,7 @@ def _recipe(**changes: Any) -> Recipe:
 )
 def test_what_the_network_or_the_pictures_do_not_allow(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")) as error:
-        check(_recipe(**changes), 80)
+        check(_recipe(**changes), 20)
     assert error.value.hint
 
 
@@ -51,7 +51,7 @@ def test_what_the_network_or_the_pictures_do_not_allow(changes: dict[str, Any], 
     ],
 )
 def test_what_they_allow(changes: dict[str, Any]) -> None:
-    check(_recipe(**changes), 80)
+    check(_recipe(**changes), 20)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from vigcli.config.archs import AnyArch, ArchConfig, ArchName, arch_config
-from vigcli.config.load import Strict, apply_settings, load, parse_as
+from vigcli.config.load import Strict, apply_settings, parse_as, parse_settings
+from vigcli.config.recipe_file import read_layers
 from vigcli.config.recipe_parts import Augment, Data, Distillation, ModulePath, Optimizer, Positive, Schedule
 from vigcli.errors import ConfigError
 
@@ -111,6 +112,20 @@ class Recipe(Strict):
         """Validate plain data; resolution and classes are the architecture's where they are left out."""
         return super().parse(_with_sizes(data) if isinstance(data, dict) else data)
 
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """The schema of a recipe file: what a base may bring need not stand in it."""
+        schema = super().model_json_schema(*args, **options)
+        base = {
+            "type": "string",
+            "description": "Another recipe, beside this one or built in, whose values hold first.",
+        }
+        schema["properties"] = {"base": base} | schema["properties"]
+        needed = [name for name in schema.pop("required") if name not in ("resolution", "num_classes")]
+        for section in ("Optimizer", "Distillation"):
+            del schema["$defs"][section]["required"]
+        return schema | {"anyOf": [{"required": ["base"]}, {"required": needed}]}
+
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
         if not isinstance(self.arch, str):
@@ -180,12 +195,14 @@ def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_recipe(path: Path | str, settings: tuple[str, ...] = ()) -> Recipe:
-    """A recipe file as a validated recipe whose network is sound. Raises ConfigError.
+    """A recipe file, with those that it builds on, as a validated recipe whose network is sound. Raises ConfigError.
 
     Settings of `arch.` go to the configuration that the recipe's network has, also where the file only names it.
     """
     inside = [setting for setting in settings if setting.startswith("arch.")]
-    recipe = load(Recipe, path, [setting for setting in settings if setting not in inside])
+    layers = read_layers(path)
+    outside = [setting for setting in settings if setting not in inside]
+    recipe = parse_settings(Recipe, layers.data, outside, str(path), layers.places)
     if not inside:
         return recipe
     data = recipe.model_dump(mode="json") | {"arch": recipe.arch_config().model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""What a recipe asks that only the built network and the number of pictures can answer, said before the first step."""
+"""What a recipe asks that only the built network and the length of the run can answer, said before the first step."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from vigcli.config.load import join_path
 from vigcli.config.recipe import Recipe
 from vigcli.config.recipe_parts import module_name
 from vigcli.errors import ConfigError, did_you_mean
-from vigcli.train.data import steps_per_epoch
 
 
-def check(recipe: Recipe, num_train: int) -> None:
-    """Raise ConfigError where the recipe cannot be trained on so many pictures; no weight is allocated."""
-    steps = steps_per_epoch(recipe, num_train)[0]
-    warmup, total = recipe.schedule.warmup(steps), recipe.epochs * steps
-    if warmup >= total > 1:
-        what = f"warm-up takes {warmup} steps, and the run has {total}."
+def check(recipe: Recipe, total_steps: int) -> None:
+    """Raise ConfigError where the recipe cannot be trained in so many steps; no weight is allocated."""
+    warmup = recipe.schedule.warmup_steps or 0  # in epochs it is checked by the recipe itself
+    if warmup >= total_steps:
+        what = f"warm-up takes {warmup} steps, and the run has {total_steps}."
         raise ConfigError(what, "Shorten it with --set schedule.warmup_steps, or train for more epochs.")
     if recipe.freeze:
         _check_freeze(recipe)
