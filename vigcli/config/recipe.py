@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from vigcli.config.archs import AnyArch, ArchConfig, ArchName, arch_config
-from vigcli.config.load import Strict, apply_settings, load, parse_as
+from vigcli.config.load import Strict, apply_settings, parse_as, parse_settings
+from vigcli.config.recipe_file import read_layers
 from vigcli.config.recipe_parts import Augment, Data, Distillation, ModulePath, Optimizer, Positive, Schedule
 from vigcli.errors import ConfigError
 
@@ -111,6 +112,20 @@ class Recipe(Strict):
         """Validate plain data; resolution and classes are the architecture's where they are left out."""
         return super().parse(_with_sizes(data) if isinstance(data, dict) else data)
 
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """The schema of a recipe file: what a base may bring need not stand in it."""
+        schema = super().model_json_schema(*args, **options)
+        base = {
+            "type": "string",
+            "description": "Another recipe, beside this one or built in, whose values hold first.",
+        }
+        schema["properties"] = {"base": base} | schema["properties"]
+        needed = [name for name in schema.pop("required") if name not in ("resolution", "num_classes")]
+        for section in ("Optimizer", "Distillation"):
+            del schema["$defs"][section]["required"]
+        return schema | {"anyOf": [{"required": ["base"]}, {"required": needed}]}
+
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
         if not isinstance(self.arch, str):
@@ -138,14 +153,14 @@ class Recipe(Strict):
     def _check_network(self) -> None:
         """At its resolution, and at those that steps may draw. Raises ValueError."""
         try:
-            arch = self.arch_config()
+            self.arch_config()
         except ConfigError as error:
             raise ValueError(f"{error}\n{error.hint}") from None
         if len(set(self.multiscale)) != len(self.multiscale) or len(self.multiscale) == 1:
             raise ValueError("multiscale must hold different resolutions\nWrite two or more, or [] for none.")
         for resolution in self.multiscale:
             try:
-                arch.changed({"resolution": resolution})
+                self.arch_config(resolution)
             except ConfigError as error:
                 raise ValueError(f"multiscale: {resolution} px: {error}\nLeave out {resolution}.") from None
 
@@ -154,10 +169,17 @@ class Recipe(Strict):
         changes = {"arch": config, "resolution": config.resolution, "num_classes": config.num_classes}
         return self.model_copy(update={**changes, "weights": None, "freeze": (), "multiscale": ()})
 
-    def arch_config(self) -> ArchConfig:
-        """The network's configuration at the recipe's resolution and classes. Raises ConfigError."""
+    def arch_config(self, resolution: int | None = None) -> ArchConfig:
+        """The network's configuration at the recipe's classes and resolution, or at one of `multiscale`.
+
+        There MobileViT resizes a feature map that its patches do not divide, as the authors' code does. Raises
+        ConfigError.
+        """
         arch = arch_config(self.arch) if isinstance(self.arch, str) else self.arch
-        return arch.changed({"resolution": self.resolution, "num_classes": self.num_classes})
+        changes = {"resolution": resolution or self.resolution, "num_classes": self.num_classes}
+        if resolution is not None and "resample" in type(arch).model_fields:
+            changes["resample"] = True
+        return arch.changed(changes)
 
 
 def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
@@ -173,12 +195,14 @@ def _with_sizes(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_recipe(path: Path | str, settings: tuple[str, ...] = ()) -> Recipe:
-    """A recipe file as a validated recipe whose network is sound. Raises ConfigError.
+    """A recipe file, with those that it builds on, as a validated recipe whose network is sound. Raises ConfigError.
 
     Settings of `arch.` go to the configuration that the recipe's network has, also where the file only names it.
     """
     inside = [setting for setting in settings if setting.startswith("arch.")]
-    recipe = load(Recipe, path, [setting for setting in settings if setting not in inside])
+    layers = read_layers(path)
+    outside = [setting for setting in settings if setting not in inside]
+    recipe = parse_settings(Recipe, layers.data, outside, str(path), layers.places)
     if not inside:
         return recipe
     data = recipe.model_dump(mode="json") | {"arch": recipe.arch_config().model_dump(mode="json")}
