@@ -84,6 +84,7 @@ def _checked(recipe: Any, name: str, device: str, size: int, local_rank: int) ->
     """The device to train on. Complains of all that can be known before a run directory is made."""
     from vigcli.cli.load import check_memory, picked_device
     from vigcli.measure.count import count_params
+    from vigcli.train.check import check
     from vigcli.train.data import check_classes, num_workers, open_data
     from vigcli.train.objective import load_teacher
     from vigcli.train.sampler import Sampler
@@ -94,7 +95,7 @@ def _checked(recipe: Any, name: str, device: str, size: int, local_rank: int) ->
     pictures, val = (open_data(recipe.data, split) for split in ("train", "val"))
     check_classes(pictures, recipe.num_classes)
     check_classes(val, recipe.num_classes, pictures.labels)
-    Sampler(recipe, len(pictures), recipe.accumulate * size)
+    check(recipe, Sampler(recipe, len(pictures), recipe.accumulate * size).total_steps)
     if recipe.distillation is not None:
         load_teacher(recipe, pictures.labels, "cpu")
     if recipe.weights is not None and not Path(recipe.weights).is_file():

@@ -169,6 +169,11 @@ class Recipe(Strict):
         changes = {"arch": config, "resolution": config.resolution, "num_classes": config.num_classes}
         return self.model_copy(update={**changes, "weights": None, "freeze": (), "multiscale": ()})
 
+    @property
+    def other_resolutions(self) -> tuple[int, ...]:
+        """Those that steps may draw, but for the recipe's own."""
+        return tuple(resolution for resolution in self.multiscale if resolution != self.resolution)
+
     def arch_config(self, resolution: int | None = None) -> ArchConfig:
         """The network's configuration at the recipe's classes and resolution, or at one of `multiscale`.
 

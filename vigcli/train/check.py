@@ -19,8 +19,6 @@ def check(recipe: Recipe, total_steps: int) -> None:
         raise ConfigError(what, "Shorten it with --set schedule.warmup_steps, or train for more epochs.")
     if recipe.freeze:
         _check_freeze(recipe)
-    if recipe.multiscale:
-        _check_multiscale(recipe)
 
 
 def frozen_parts(recipe: Recipe, network: nn.Module) -> list[nn.Module]:
@@ -46,18 +44,3 @@ def _check_freeze(recipe: Recipe) -> None:
         part.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError("freeze: nothing is left to learn.", "Leave the head out of it.")
-
-
-def _check_multiscale(recipe: Recipe) -> None:
-    """One set of weights must serve all resolutions: a table with a row for every token does not."""
-
-    def shapes(resolution: int) -> dict[str, tuple[int, ...]]:
-        network = build(recipe.arch_config(resolution), device="meta")
-        return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-
-    wanted = shapes(recipe.resolution)
-    for resolution in recipe.multiscale:
-        found = shapes(resolution)
-        if changed := next((name for name in wanted if found.get(name) != wanted[name]), None):
-            what = f"multiscale: {changed} of the network has another size at {resolution} px."
-            raise ConfigError(what, "Its weights serve one resolution: set multiscale to [].")

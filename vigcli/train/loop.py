@@ -22,6 +22,7 @@ from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Recipe
 from vigcli.errors import ConfigError, VigError
 from vigcli.files import write_json
+from vigcli.train.check import check
 from vigcli.train.data import (
     Batch,
     Damaged,
@@ -143,6 +144,7 @@ class _Run:
         self.recipe, self.run_dir, self.pictures, self.world = recipe, run_dir, pictures, world
         self.device, self.provenance, self.on_event = device, provenance, on_event
         self.sampler = Sampler(recipe, len(pictures), recipe.accumulate * world.size)
+        check(recipe, self.sampler.total_steps)
         self.workers = num_workers(recipe.data, world.size)
         self.damaged = Damaged(recipe.data.max_corrupt, on_notice)
         self.validation = self._validation(val)

@@ -11,10 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 from vigcli.archs import build
 from vigcli.config.recipe import Recipe
 from vigcli.errors import UnavailableError
+from vigcli.train.check import frozen_parts
 from vigcli.train.distributed import World
 from vigcli.train.scales import Scales, at_resolutions
 from vigcli.train.schedule import make_optimizer
-from vigcli.train.start import frozen_parts, start_from
+from vigcli.train.start import start_from
 from vigcli.train.state import State, fixed_of
 
 
@@ -39,10 +40,14 @@ def prepared(
     model = placed(model).train()
     ema = ModelEmaV3(model, recipe.ema_decay) if recipe.ema_decay is not None else None
     model = synchronized(model)
-    networks = [model, *(synchronized(placed(other)) for other in at_resolutions(config, recipe.multiscale).values())]
-    others = dict(zip((r for r in recipe.multiscale if r != config.resolution), networks[1:], strict=True))
+    others = {
+        resolution: synchronized(placed(other))
+        for resolution, other in at_resolutions(map(recipe.arch_config, recipe.other_resolutions)).items()
+    }
     network: nn.Module = Scales(model, others) if others else model
-    frozen = [part for each in networks for part in frozen_parts(each, recipe.freeze)]
+    frozen = [part for each in (model, *others.values()) for part in frozen_parts(recipe, each)]
+    for part in frozen:
+        part.requires_grad_(False)
     if world.size > 1:
         network = DistributedDataParallel(network)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.precision == "fp16")

@@ -38,9 +38,9 @@ class Scales(nn.Module):
         return torch.func.functional_call(other, tables, (x,)) if tables else other(x)
 
 
-def at_resolutions(config: ArchConfig, resolutions: Iterable[int]) -> dict[int, nn.Module]:
-    """The network at each of the resolutions but its own, to share another's weights."""
-    return {r: build(config.changed({"resolution": r})) for r in resolutions if r != config.resolution}
+def at_resolutions(configs: Iterable[ArchConfig]) -> dict[int, nn.Module]:
+    """The networks by their resolution, to share another's weights."""
+    return {config.resolution: build(config) for config in configs}
 
 
 def _share(network: nn.Module, other: nn.Module) -> dict[str, tuple[int, int]]:

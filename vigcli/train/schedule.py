@@ -10,7 +10,6 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from vigcli.config.recipe import Recipe
-from vigcli.errors import ConfigError
 from vigcli.train.sampler import Sampler
 
 
@@ -28,9 +27,6 @@ def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, sampler: Sa
     """The learning rate as a function of the step: warm-up, a whole half-cosine (or none), cool-down at `min_lr`."""
     schedule, steps = recipe.schedule, sampler.steps_per_epoch
     warmup, cooldown = schedule.warmup(steps), round(schedule.cooldown_epochs * steps)
-    if warmup + cooldown >= sampler.total_steps > 1:
-        what = f"schedule.warmup_steps: {warmup} of {sampler.total_steps} steps leave none to train after."
-        raise ConfigError(what, "Shorten the warm-up, or train for more epochs.")
     return CosineLRScheduler(
         optimizer,
         t_initial=max(2, sampler.total_steps - warmup - cooldown),

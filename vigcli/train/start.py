@@ -1,4 +1,4 @@
-"""What a run starts from: weights of a file, the classifier drawn anew where the classes differ; frozen parts."""
+"""What a run starts from: weights of a file, the classifier drawn anew where the classes differ."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from vigcli.archs.checkpoint import is_checkpoint, load_tensors, read_meta
 from vigcli.archs.foreign import read_weights
 from vigcli.archs.official import classes_of, load_official
 from vigcli.config.archs import ArchConfig, TimmConfig
-from vigcli.config.recipe_parts import module_name
-from vigcli.errors import ConfigError, did_you_mean
+from vigcli.errors import ConfigError
 from vigcli.train.scales import resized
 
 _OTHER = "Name weights of the recipe's network, or change its arch to theirs."
@@ -84,22 +83,3 @@ def _classifier(config: ArchConfig) -> set[str]:
         build(config.changed({"num_classes": config.num_classes + i}), device="meta").state_dict() for i in (0, 1)
     )
     return {name for name in some if some[name].shape != more[name].shape}
-
-
-def frozen_parts(model: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
-    """The parts of a network that keep their weights, no gradient asked of them.
-
-    They also run in evaluation mode: the statistics of their batch norms stay, and drop path drops nothing.
-    Raises ConfigError for a part that the network does not have, and where nothing is left to train.
-    """
-    parts = []
-    for path in paths:
-        try:
-            part = model.get_submodule(module_name(path))
-        except AttributeError as error:
-            children = [name for name, _ in model.named_children()]
-            raise ConfigError(f"freeze: the network has no {path}.", did_you_mean(path, children)) from error
-        parts.append(part.requires_grad_(False))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError("freeze: leaves nothing to train.", "Leave out the head.")
-    return parts

@@ -51,7 +51,7 @@ def load_teacher(recipe: Recipe, labels: Sequence[str], device: str) -> Teacher:
     try:
         config = arch.changed({"num_classes": recipe.num_classes, "resolution": recipe.resolution})
         network = build(config)
-        others = at_resolutions(config, recipe.multiscale)
+        others = at_resolutions(config.changed({"resolution": r}) for r in recipe.other_resolutions)
     except ConfigError as error:
         raise ConfigError(f"distillation.teacher: {error}", error.hint) from error
     try:
