@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ def run(root: Path, tmp_path: Path) -> Callable[..., TrainResult]:
         stop_after: float = math.inf,
         resume: bool = False,
         events: list[TrainEvent] | None = None,
+        **options: Any,
     ) -> TrainResult:
         """Train; `stop_after` counts the calls of `should_stop` that say no."""
         asked = iter(range(10**9))
@@ -55,8 +57,8 @@ def run(root: Path, tmp_path: Path) -> Callable[..., TrainResult]:
             on_event=(events if events is not None else []).append,
             should_stop=lambda: next(asked) >= stop_after,
             provenance={"argv": ["vig", "train"]},
-            data_root=root,
             resume=resume,
+            **{"data_root": root} | options,
         )
 
     return run

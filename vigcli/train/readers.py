@@ -203,7 +203,8 @@ def _tars(place: Path, files: Sequence[Path]) -> Pictures:
         reader = ReaderImageInTar(str(place), cache_tarfiles=False, cache_tarinfo=False)
     classes = {index: label for label, index in reader.class_name_to_idx.items()}
     members = [
-        Member(classes[int(target)], f"{place.name}:{reader.filename(i)}", i) for i, target in enumerate(reader.targets)
+        Member(classes[int(target)], f"{reader.samples[i][1] or place.name}:{reader.filename(i)}", i)
+        for i, target in enumerate(reader.targets)
     ]
     return _pictures(str(place), members, _Timm(reader))
 
