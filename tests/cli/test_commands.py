@@ -263,25 +263,31 @@ def test_a_stopped_search_goes_on(tmp_path: Path, number: signal.Signals) -> Non
     assert (stopped / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
 
 
-def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_stopped_training_goes_on(tmp_path: Path, processes: int) -> None:
     recipe = Recipe.parse({
         "arch": CONFIG.model_dump(mode="json"), "resolution": 96, "num_classes": 10, "epochs": 1, "batch_size": 64,
         "optimizer": {"lr": 1e-3}, "schedule": {"warmup_epochs": 0.5}, "data": {"source": "emoji10", "workers": 0},
     })  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(dump(recipe))
-    process = started(tmp_path, "train", "tiny.yaml", "--device", "cpu", env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.stderr is not None
-    process.stderr.readline()  # Training ...
-    time.sleep(1)
+    options = ["--device", "cpu", *(["--nproc", str(processes)] if processes > 1 else [])]
+    process = started(tmp_path, "train", "tiny.yaml", *options, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = tmp_path / "runs/0001-train/log.jsonl"
+    while not (log.is_file() and log.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    more = " --nproc 2" if processes > 1 else ""
     assert re.search(
-        r"Error: stopped at step \d+; the state is saved\.\nHint:  Go on with: vig train --resume runs/0001-train\n$",
+        r"Error: stopped at step \d+; the state is saved\.\n"
+        rf"Hint:  Go on with: vig train --resume runs/0001-train{more}\n$",
         err,
     )
-    assert sorted(os.listdir(tmp_path / "runs/0001-train")) == ["recipe.yaml", "run.yaml", "state.safetensors"]
-    process = started(tmp_path, "train", "--resume", "runs/0001-train", "--device", "cpu", "--json")
+    left = ["log.jsonl", "recipe.yaml", "run.yaml", "state.safetensors"]
+    assert sorted(os.listdir(tmp_path / "runs/0001-train")) == left
+    process = started(tmp_path, "train", "--resume", "runs/0001-train", *options, "--json")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert [record["epoch"] for record in json.loads(out)["history"]] == [0]

@@ -226,7 +226,8 @@ def _report(result: Any, run: Path, as_json: bool) -> None:
     evaluation = result.evaluation
     low, high = evaluation.interval_percent() if evaluation is not None else (None, None)
     if as_json:
-        emit_json({"run": str(run), "checkpoint": str(result.checkpoint), "history": list(result.history)})
+        emit_json({"run": str(run), "checkpoint": str(result.checkpoint), "history": list(result.history),
+                   "damaged": list(result.damaged)})  # fmt: skip
         return
     table(
         ("epoch", "train loss", "val top-1 %", "lr", "images/s"),

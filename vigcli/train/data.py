@@ -37,6 +37,9 @@ Transform = Callable[[Image.Image], Tensor]
 
 def check_classes(pictures: Pictures, num_classes: int, labels: Sequence[str] = ()) -> None:
     """Raises ConfigError when the pictures' classes are not `num_classes`, or not `labels` where those are known."""
+    if len(pictures.labels) < 2:
+        what = f"{pictures.name}: holds one class alone, '{pictures.labels[0]}': there is nothing to tell apart."
+        raise ConfigError(what, "Add a folder of pictures of another class.")
     if len(pictures.labels) != num_classes:
         raise ConfigError(
             f"{pictures.name}: holds {len(pictures.labels)} classes, but the network has {num_classes}.",
