@@ -14,21 +14,24 @@ from vigcli.errors import ConfigError
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Channels = Literal["RGB", "BGR"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Preprocessing(Strict):
-    """From a picture to the network's input in evaluation: resize, centre crop, normalize; channels in RGB order.
+    """From a picture to the network's input in evaluation: resize, centre crop, normalize, put channels in order.
 
     Attributes:
         crop_ratio: side of the centre crop / side of the resized picture.
-        mean, std: of each channel, for pixels in [0, 1].
+        mean, std: of red, green and blue, for pixels in [0, 1].
+        channels: the order in which the network's first layer wants them.
     """
 
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    channels: Channels = "RGB"
 
 
 _SLD = Preprocessing()  # ImageNet mean and deviation, crop 0.9, bicubic
@@ -171,6 +174,8 @@ class Recipe(Strict):
                     raise ValueError(f"{what}\nWrite the same for both.")
         if self.schedule.warmup_epochs + self.schedule.cooldown_epochs >= self.epochs:
             raise ValueError("warm-up and cool-down leave no epoch to train\nShorten them, or train for more epochs.")
+        if self.distillation is not None and self.preprocessing.channels != "RGB":
+            raise ValueError("distillation: its teacher takes RGB\nLeave it out, or set preprocessing.channels to RGB.")
         try:
             self.arch_config()
         except ConfigError as error:
