@@ -10,52 +10,34 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from vigcli.archs import backbone, inference_form
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.load import parse_as
+from vigcli.config.package import (
+    Input,
+    MinimumIos,
+    Output,
+    PackageMeta,
+    Precision,
+    class_labels,
+    planned,
+    preprocessing_text,
+)
 from vigcli.config.recipe import Channels, Preprocessing
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.interpreter import Program
-from vigcli.errors import ConfigError, UsageError
+from vigcli.errors import ConfigError
 from vigcli.files import replacing
 
-Precision = Literal["fp16", "fp32"]
-MinimumIos = Literal[16, 17, 18]
-Input = Literal["image", "tensor"]
-Output = Literal["probabilities", "logits", "features"]
 METADATA_KEY = "vig"
 INPUT_NAME, LOGITS_NAME = "image", "logits"
-
-
-class PackageMeta(CheckpointMeta):
-    """What a package says of itself, stored as JSON among its user-defined metadata.
-
-    Attributes:
-        checkpoint_sha256: the hash of the checkpoint that it was made from.
-        precision: of what it computes; `int8` has fp16 around its quantized operations, `mixed` has fp32 among fp16.
-        minimum_ios: the least iOS that runs it.
-        input: an image of 0 ... 255 in 8 bits, or a tensor of the same numbers in RGB.
-        output: probabilities with the class labels, plain logits, or the feature maps of the backbone.
-        batch: pictures that it takes at once.
-        fp32_results: of a mixed package, the results that stay in fp32.
-    """
-
-    checkpoint_sha256: str
-    precision: Literal["fp16", "fp32", "mixed", "int8"]
-    minimum_ios: MinimumIos = 16
-    input: Input = "image"
-    output: Output = "probabilities"
-    batch: Annotated[int, Field(ge=1)] = 1
-    fp32_results: tuple[str, ...] = ()
 
 
 class Deployable(nn.Module):
@@ -115,66 +97,27 @@ def export(
     return meta
 
 
-def planned(
-    checkpoint: CheckpointMeta,
-    checkpoint_sha256: str,
-    precision: Precision,
-    minimum_ios: MinimumIos,
-    input: Input,
-    output: Output,
-    batch: int,
-) -> PackageMeta:
-    """What the package of a checkpoint will say of itself. Raises UsageError and ConfigError as `export` does."""
-    if batch > 1 and (input == "image" or output == "probabilities"):
-        what, instead = ("an image input", "--input tensor") if input == "image" else ("a classifier", "--logits")
-        raise UsageError(f"--batch {batch}: {what} takes one picture.", f"Add {instead}, or leave --batch out.")
-    if checkpoint.arch.in_chans != 3:
-        raise ConfigError(
-            f"arch.in_chans is {checkpoint.arch.in_chans}: an image has 3.", "Export a network of RGB input."
-        )
-    return PackageMeta(
-        **{name: getattr(checkpoint, name) for name in CheckpointMeta.model_fields},
-        checkpoint_sha256=checkpoint_sha256,
-        precision=precision,
-        minimum_ios=minimum_ios,
-        input=input,
-        output=output,
-        batch=batch,
-    )
-
-
 def deployable(checkpoint: Checkpoint, meta: PackageMeta) -> Deployable:
     """The module that a package is made of; the checkpoint's own network is left as it is."""
     network = inference_form(meta.arch, checkpoint.model.float())
     if meta.output == "features":
         network = backbone(meta.arch, network)
-    return Deployable(network, meta.preprocessing, given_channels(meta), meta.output == "probabilities").eval()
-
-
-def given_channels(meta: PackageMeta) -> Channels:
-    """The order of the channels of a package's input. CoreML puts those of an image into any order that a package
-    asks for; a tensor is RGB always."""
-    return meta.preprocessing.channels if meta.input == "image" else "RGB"
+    return Deployable(network, meta.preprocessing, meta.given_channels, meta.output == "probabilities").eval()
 
 
 def _convert(checkpoint: Checkpoint, meta: PackageMeta) -> Any:
-    module, shape = deployable(checkpoint, meta), input_shape(meta)
+    module, shape = deployable(checkpoint, meta), meta.input_shape
     pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
     return to_program(
         module, pixels, "fp16" if meta.precision == "fp16" else "fp32", meta.minimum_ios, **_interface(module, meta)
     )
 
 
-def input_shape(meta: PackageMeta) -> tuple[int, int, int, int]:
-    """(B, 3, R, R) of a package."""
-    return meta.batch, 3, meta.arch.resolution, meta.arch.resolution
-
-
 def _interface(module: Deployable, meta: PackageMeta) -> dict[str, Any]:
     """What coremltools is told of the inputs and outputs of a package."""
-    ct, shape = coremltools(), input_shape(meta)
+    ct, shape = coremltools(), meta.input_shape
     if meta.input == "image":
-        layout = getattr(ct.colorlayout, given_channels(meta))
+        layout = getattr(ct.colorlayout, meta.given_channels)
         given = ct.ImageType(name=INPUT_NAME, shape=shape, color_layout=layout)
     else:
         given = ct.TensorType(name=INPUT_NAME, shape=shape, dtype=np.float32)
@@ -205,20 +148,6 @@ def to_program(
             skip_model_load=True,
             **interface,
         )
-
-
-def class_labels(meta: CheckpointMeta) -> list[str]:
-    """The names of the classes; numbers where the checkpoint does not know them."""
-    return list(meta.labels) or [str(i) for i in range(meta.arch.num_classes)]
-
-
-def preprocessing_text(meta: PackageMeta) -> str:
-    """What an app must do with a picture before it hands it to the package."""
-    size, p = meta.arch.resolution, meta.preprocessing
-    return (
-        f"resize the short side to {round(size / p.crop_ratio)} px ({p.interpolation}), centre crop {size} x {size}, "
-        f"{given_channels(meta)}, 0 to 255; normalization is inside"
-    )
 
 
 def save_package(model: Any, meta: PackageMeta, path: Path | str) -> None:
