@@ -50,12 +50,17 @@ class OpInfo:
 
 @dataclass
 class Step:
-    """An operation, ready to run: what is constant is converted, the rest is looked up by name."""
+    """An operation, ready to run: what is constant is converted, the rest is looked up by name.
+
+    Attributes:
+        constant_names: what the package calls its constants; those of weights tell where in the network it is.
+    """
 
     op: Op
     constants: dict[str, Any]
     variables: dict[str, list[str]]
     outputs: tuple[OpInfo, ...]
+    constant_names: tuple[str, ...] = ()
     last_uses: tuple[str, ...] = ()
 
     def __call__(self, values: Mapping[str, Any], replaced: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
@@ -265,7 +270,7 @@ class _Builder:
         unknown = {*operation.inputs, *operation.attributes} - {"name"} - op.parameters.keys()
         if unknown:
             raise ValueError(f"its parameter '{min(unknown)}' is unknown")
-        constants, variables = dict(op.defaults), {}
+        constants, variables, constant_names = dict(op.defaults), {}, []
         # iOS 16's compressed weights keep their numbers here; everything else has inputs.
         for parameter in op.parameters.keys() & {*operation.attributes}:
             constants[parameter] = op.convert(parameter, [decode(operation.attributes[parameter], self.weights)])
@@ -274,6 +279,7 @@ class _Builder:
             constants.pop(parameter, None)
             if all(name in self.constants for name in names):
                 constants[parameter] = op.convert(parameter, [self.constants[name] for name in names])
+                constant_names += names
             else:
                 variables[parameter] = names
         missing = op.parameters.keys() - constants.keys() - variables.keys()
@@ -281,7 +287,7 @@ class _Builder:
             raise ValueError(f"its parameter '{min(missing)}' is missing")
         sources = tuple(name for names in variables.values() for name in names)
         outputs = tuple(OpInfo(o.name, operation.type, self.types[o.name], sources) for o in operation.outputs)
-        return Step(op, constants, variables, outputs)
+        return Step(op, constants, variables, outputs, tuple(constant_names))
 
     def _name(self, binding: Any) -> str:
         """The name of an argument; one that is written in place gets a name of its own."""
