@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vigcli.config.recipe import Preprocessing
 from vigcli.errors import ConfigError, did_you_mean
 
 
@@ -42,6 +43,24 @@ def native_resolution(name: str) -> int:
     _check(name)
     known = timm.get_pretrained_cfg(name)
     return known.input_size[-1] if known is not None else 224
+
+
+def native_preprocessing(name: str) -> Preprocessing:
+    """How timm prepares pictures for the weights that it publishes under this name.
+
+    Raises ConfigError for an unknown name, and for the few networks whose pictures are squashed or framed.
+    """
+    import timm
+
+    _check(name)
+    known = timm.get_pretrained_cfg(name)
+    if known is None:
+        return Preprocessing()
+    if known.crop_mode != "center" or known.crop_pct > 1:
+        raise ConfigError(f"timm:{name} takes no centre crop of a picture.", "Only centre crops are made here.")
+    return Preprocessing.parse(
+        {"crop_ratio": known.crop_pct, "interpolation": known.interpolation, "mean": known.mean, "std": known.std}
+    )
 
 
 def _check(name: str) -> None:

@@ -12,7 +12,6 @@ import io
 import os
 import random
 import signal
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from vigcli.config.recipe import Augment, Data, Preprocessing, Recipe
 from vigcli.errors import ConfigError, UnavailableError, VigError
 from vigcli.paths import embedded
+from vigcli.train.pictures import is_picture, read_picture
 
-EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 EMBEDDED = "emoji10"
 _PASS_DATA = "Pass --data /path/to/imagenet (with train/ and val/)."
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -83,18 +82,6 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [i * count // taken for i in range(taken)]
 
 
-def read_picture(source: Path | str | io.BytesIO, name: str) -> Image.Image:
-    """A picture file as RGB. Raises ConfigError for one that is damaged, unreadable or absurdly large."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                return image.convert("RGB")
-    except Exception as error:  # PIL's decoders raise nearly anything for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{name}: cannot be read as a picture ({reason}).", "Replace or remove this file.") from error
-
-
 def open_data(data: Data, split: str) -> Pictures:
     """The pictures of a split, `train` or `val`.
 
@@ -117,7 +104,7 @@ def _open_zip(path: Path, split: str) -> Pictures:
     """Held in memory: it is small, and open files do not survive the start of a worker process."""
     try:
         with zipfile.ZipFile(path) as file:
-            names = sorted(name for name in file.namelist() if name.startswith(f"{split}/") and _is_picture(name))
+            names = sorted(name for name in file.namelist() if name.startswith(f"{split}/") and is_picture(name))
             contents = {name: file.read(name) for name in names}
     except (OSError, zipfile.BadZipFile) as error:
         raise UnavailableError(f"{path}: the embedded pictures cannot be read.", "Install vig again.") from error
@@ -133,7 +120,7 @@ def _open_folder(folder: Path) -> Pictures:
                 os.path.join(place, name)
                 for place, _, names in os.walk(folder / label, followlinks=True)
                 for name in names
-                if _is_picture(name)
+                if is_picture(name)
             )
             if not files:
                 raise ConfigError(f"{folder / label}: holds no picture.", "Remove the folder or fill it.")
@@ -143,10 +130,6 @@ def _open_folder(folder: Path) -> Pictures:
     if not members:
         raise ConfigError(f"{folder}: holds no class folders.", "Sort the pictures as CLASS/NAME.jpg.")
     return Pictures(str(folder), members)
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith(".")
 
 
 def check_classes(pictures: Pictures, num_classes: int, labels: Sequence[str] = ()) -> None:
