@@ -22,7 +22,9 @@ from vigcli.config.space import SearchSpace, load_space
 from vigcli.config.space_blocks import space_specs
 from vigcli.coreml import device, device_worker
 from vigcli.coreml.chains import load_plan, module_of, output_shape, plan_of, write_packages
-from vigcli.coreml.device import Machine, Measured, Target, machine_of, measure_on_device, rows_of
+from vigcli.coreml.device import Machine, Target, machine_of
+from vigcli.coreml.device_blocks import Measured, measure_on_device, rows_of
+from vigcli.coreml.device_process import answers_of
 from vigcli.coreml.interpreter import Program
 from vigcli.errors import ConfigError, UnavailableError
 from vigcli.latency.measured import read_measured
@@ -34,6 +36,8 @@ from vigcli.paths import find_file
 pytest.importorskip("coremltools", exc_type=ImportError)
 
 PERF_UTILS = f"{device_worker.EXPERIMENTAL}.perf_utils"
+PLANS = f"{device_worker.EXPERIMENTAL}.compute_plan_utils"
+DEBUGGING = f"{device_worker.EXPERIMENTAL}.debugging_utils"
 PROTOCOL = Protocol(rounds=3, iterations=12, trim=2)
 MACHINE = Machine("Mac14,2", "Apple M2", "macOS 15.1 (24B83)", "Mac14,2, Apple M2", "9.0", "Xcode 16.1")
 MAC = Target("mac")
@@ -251,9 +255,9 @@ def test_a_worker_that_can_time_nothing_stops_the_run(tmp_path: Path) -> None:
 
 def test_a_worker_that_never_reads_its_request_is_no_broken_pipe(tmp_path: Path) -> None:
     names = [f"{i:060d}.mlpackage" for i in range(3000)]  # more than a pipe holds
-    answers = device.timed(names, tmp_path, {"device": "iphone"}, (sys.executable, "-c", "raise SystemExit(4)"))
+    answers = answers_of(names, tmp_path, {"device": "iphone"}, (sys.executable, "-c", "raise SystemExit(4)"))
     assert [next(answers) for _ in range(2)] == [
-        (name, {"error": "the process that timed it ended with 4; see worker.log"}) for name in names[:2]
+        (name, {"error": "the process that ran it ended with 4; see worker.log"}) for name in names[:2]
     ]
 
 
@@ -283,44 +287,105 @@ class Benchmarker:
     def __init__(self, model: Any, device: Any = None):
         type(self).loads += 1
 
+    async def benchmark_load(self, iterations: int = 1) -> Any:
+        return SimpleNamespace(samples=[7.0] * iterations)
+
     async def benchmark_predict(self, inputs: Any = None, iterations: int = 1, warmup: bool = False) -> Any:
         return SimpleNamespace(samples=[0.5] * (iterations + warmup))
 
-    async def benchmark_operation_execution(self, iterations: int = 1) -> Any:
-        return [SimpleNamespace(compute_device_usage=usage) for usage in (None, usage_of("MLGPUComputeDevice"))]
+
+def unit(name: str) -> Any:
+    return type(name, (), {})()
 
 
-def usage_of(name: str) -> Any:
-    return SimpleNamespace(preferred_compute_device=type(name, (), {})())
+class ComputePlan:
+    """In place of coremltools' plan: a constant, a convolution, and an operation that moved to the CPU."""
+
+    USAGES = (
+        None,
+        SimpleNamespace(preferred_compute_device=unit("MLNeuralEngineComputeDevice"),
+                        supported_compute_devices=[unit("MLCPUComputeDevice"), unit("MLNeuralEngineComputeDevice")]),
+        SimpleNamespace(preferred_compute_device=unit("MLCPUComputeDevice"), supported_compute_devices=[unit("New")]),
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        names = ("w", "input_3_cast_fp16", "var_9")
+        self.operations = [
+            SimpleNamespace(operator_name=f"ios16.{kind}", outputs=[SimpleNamespace(name=name)])
+            for kind, name in zip(("const", "conv", "topk"), names, strict=True)
+        ]
+        function = SimpleNamespace(block=SimpleNamespace(operations=self.operations))
+        self.model_structure = SimpleNamespace(program=SimpleNamespace(functions={"main": function}))
+
+    def get_compute_device_usage_for_mlprogram_operation(self, operation: Any) -> Any:
+        return self.USAGES[self.operations.index(operation)]
+
+    def get_estimated_cost_for_mlprogram_operation(self, operation: Any) -> Any:
+        return None if operation is self.operations[0] else SimpleNamespace(weight=0.25)
 
 
-def test_the_worker_answers_by_the_line(written: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def made_coreml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the worker calls, with made answers."""
+
+    async def load_plan_from(path: str, compute_units: Any, device: Any = None) -> ComputePlan:
+        return ComputePlan()
+
+    Benchmarker.loads = 0
+    monkeypatch.setattr(import_module(PERF_UTILS), "MLModelBenchmarker", Benchmarker)
+    monkeypatch.setattr(import_module(PLANS), "load_compute_plan_from_path_on_device", load_plan_from)
+    utils = import_module("coremltools.models.utils")
+    monkeypatch.setattr(utils, "compile_model", lambda model, destination_path: destination_path)
+
+
+@pytest.mark.usefixtures("made_coreml")
+def test_the_worker_answers_by_the_line(written: tuple[Plan, Path]) -> None:
     plan, folder = written
     path = str(folder / next(iter(plan.packages)))
-    perf_utils = import_module(PERF_UTILS)
-    monkeypatch.setattr(perf_utils, "MLModelBenchmarker", Benchmarker)
-    usages = [usage_of("MLNeuralEngineComputeDevice"), None, usage_of("MLNeuralEngineComputeDevice"), usage_of("New")]
-    monkeypatch.setattr(device_worker, "local_usages", lambda path, units: usages)
     request = {
-        "device": "mac", "udid": "", "team": "", "build_folder": "", "compute_units": "CPU_AND_NE",
+        "task": "block", "device": "mac", "udid": "", "team": "", "build_folder": "", "compute_units": "CPU_AND_NE",
         "rounds": 3, "iterations": 4, "packages": [path, "nowhere.mlpackage"],
     }  # fmt: skip
     answers: list[Any] = []
     asyncio.run(device_worker.serve(request, answers.append))
-    assert answers[0] == {"package": path, "rounds": [[0.5] * 4] * 3, "placement": {"ANE": 2, "New": 1}}
+    assert answers[0] == {
+        "package": path, "rounds": [[0.5] * 4] * 3, "loads": [7.0] * 3, "placement": {"ANE": 1, "CPU": 1}
+    }  # fmt: skip
     assert Benchmarker.loads == 3, "the model is loaded anew for each round"
     assert answers[1].keys() == {"package", "error"}
-    assert asyncio.run(device_worker.timed(path, request, object()))["placement"] == {"GPU": 1}, "of another device"
     answers.clear()
     asyncio.run(device_worker.serve(request | {"device": "iphone"}, answers.append))
     assert answers[0].keys() == {"fatal"}, "no iPhone is here"
 
 
+@pytest.mark.usefixtures("made_coreml")
+def test_the_worker_tells_where_every_operation_is_placed() -> None:
+    found = asyncio.run(device_worker.placement("x.mlpackage", {"compute_units": "ALL"}, None))
+    assert found["operations"] == [
+        {"name": "input_3_cast_fp16", "type": "conv", "unit": "ANE", "supported": ["CPU", "ANE"], "cost": 0.25},
+        {"name": "var_9", "type": "topk", "unit": "CPU", "supported": ["New"], "cost": 0.25},
+    ]
+
+
+@pytest.mark.usefixtures("made_coreml")
+def test_times_are_good_without_a_plan(written: tuple[Plan, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, folder = written
+
+    async def no_plan(*arguments: Any, **more: Any) -> Any:
+        raise ValueError("no plan")
+
+    monkeypatch.setattr(import_module(PLANS), "load_compute_plan_from_path_on_device", no_plan)
+    request = {"compute_units": "ALL", "rounds": 2, "iterations": 3}
+    found = asyncio.run(device_worker.block(str(folder / next(iter(plan.packages))), request, None))
+    assert found["placement"] == {}
+    assert len(found["rounds"]) == 2
+
+
 def test_the_worker_as_a_process_answers_on_stdout(tmp_path: Path) -> None:
     if sys.platform == "darwin":
         pytest.skip("here it would measure")
-    request = {"device": "mac", "compute_units": "ALL", "rounds": 2, "iterations": 3}
-    ((name, answer),) = device.timed(["g-4.mlpackage"], tmp_path, request)
+    request = {"task": "times", "device": "mac", "compute_units": "ALL", "rounds": 2, "iterations": 3}
+    ((name, answer),) = answers_of(["g-4.mlpackage"], tmp_path, request)
     assert name == "g-4.mlpackage"
     assert "g-4.mlpackage" in answer["error"], "there is no such package"
 
@@ -333,14 +398,20 @@ def test_the_worker_as_a_process_answers_on_stdout(tmp_path: Path) -> None:
     [
         ("coremltools.models", "MLModel", ("model", "compute_units", "skip_model_load")),
         ("coremltools.models.utils", "compile_model", ("model", "destination_path")),
-        ("coremltools.models.compute_plan", "MLComputePlan.load_from_path", ("path", "compute_units")),
+        (PLANS, "load_compute_plan_from_path_on_device", ("path", "compute_units", "device")),
         (
             "coremltools.models.compute_plan", "MLComputePlan.get_compute_device_usage_for_mlprogram_operation",
             ("operation",),
         ),
+        (
+            "coremltools.models.compute_plan", "MLComputePlan.get_estimated_cost_for_mlprogram_operation",
+            ("operation",),
+        ),
+        (DEBUGGING, "MLModelInspector", ("model", "device")),
+        (DEBUGGING, "MLModelInspector.retrieve_outputs", ("inputs", "output_names", "num_predict_intermediate_outputs")),
         (PERF_UTILS, "MLModelBenchmarker", ("model", "device")),
-        (PERF_UTILS, "MLModelBenchmarker.benchmark_predict", ("iterations", "warmup")),
-        (PERF_UTILS, "MLModelBenchmarker.benchmark_operation_execution", ("iterations",)),
+        (PERF_UTILS, "MLModelBenchmarker.benchmark_load", ("iterations",)),
+        (PERF_UTILS, "MLModelBenchmarker.benchmark_predict", ("inputs", "iterations", "warmup")),
         (f"{device_worker.EXPERIMENTAL}.remote_device", "Device.get_connected_devices", ("device_type",)),
         (
             f"{device_worker.EXPERIMENTAL}.remote_device", "Device.prepare_for_model_debugging",
@@ -355,7 +426,8 @@ def test_what_is_called_in_coremltools_is_there(module: str, name: str, paramete
         found = getattr(found, part)
     assert set(parameters) <= inspect.signature(found).parameters.keys()
     asynchronous = name.split(".")[-1] in (
-        "benchmark_predict", "benchmark_operation_execution", "prepare_for_model_debugging"
+        "benchmark_load", "benchmark_predict", "load_compute_plan_from_path_on_device", "retrieve_outputs",
+        "prepare_for_model_debugging",
     )  # fmt: skip
     assert inspect.iscoroutinefunction(found) == asynchronous
 
@@ -365,7 +437,12 @@ def test_what_is_read_in_coremltools_is_there() -> None:
     assert isinstance(plans.MLComputePlan.model_structure, property)
     fields = [("MLModelStructure", "program"), ("MLModelStructureProgram", "functions")]
     fields += [("MLModelStructureProgramFunction", "block"), ("MLModelStructureProgramBlock", "operations")]
-    fields += [("MLComputePlanDeviceUsage", "preferred_compute_device")]
+    fields += [("MLModelStructureProgramOperation", "operator_name"), ("MLModelStructureProgramOperation", "outputs")]
+    fields += [("MLModelStructureProgramNamedValueType", "name"), ("MLComputePlanCost", "weight")]
+    fields += [
+        ("MLComputePlanDeviceUsage", f"{which}_compute_device{s}")
+        for which, s in (("preferred", ""), ("supported", "s"))
+    ]
     for name, field in fields:
         assert field in getattr(plans, name).__dataclass_fields__
     devices = import_module("coremltools.models.compute_device")
