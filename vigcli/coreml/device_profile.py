@@ -1,4 +1,4 @@
-"""A package on a Mac or on the iPhone at it: where every operation is placed and its share of the cost, what loading, the
+"""A package on a Mac or on the iPhone at it: where every operation is placed, its share of the cost, what loading, the
 first inference and the steady state take, and how near each value is to its reference.
 
 Every question is asked in a process of its own. Tested with made answers: none of it has been run on Apple hardware.
@@ -29,6 +29,7 @@ from vigcli.coreml.references import (
     inputs_of,
     interpreter_values,
     torch_values,
+    worst,
 )  # fmt: skip
 from vigcli.coreml.tensor_ends import write_tensor_ends
 from vigcli.files import replacing, write_json, write_text
@@ -276,16 +277,18 @@ def _operations(
     kinds: dict[str, list[str]] = {}
     for finding in linted.findings:
         kinds.setdefault(finding.name, []).append(finding.kind)
-    ours = {step.outputs[0].name: step.op.name for step in program.steps}
-    types = ours | {name: operation["type"] for name, operation in plan.items() if name not in ours}
+    results = {step.outputs[0].name: [info.name for info in step.outputs] for step in program.steps}
+    types = {step.outputs[0].name: step.op.name for step in program.steps}
+    types |= {name: operation["type"] for name, operation in plan.items() if name not in linted.op_blocks}
     nothing: Mapping[str, Any] = {}
     operations = []
     for name, op_type in types.items():
         said = plan.get(name, nothing)
-        compared = agreements.get(name, [Agreement(), Agreement()])
+        compared = [agreements[result] for result in results.get(name, ()) if result in agreements]
+        interpreter, torch = (worst([pair[i] for pair in compared]) for i in (0, 1))
         operations.append(OpProfile(
             name, op_type, linted.op_blocks.get(name, ""), said.get("unit") or "", tuple(said.get("supported", ())),
-            said.get("cost"), *compared, tuple(kinds.get(name, ())),
+            said.get("cost"), interpreter, torch, tuple(kinds.get(name, ())),
         ))  # fmt: skip
     return operations
 

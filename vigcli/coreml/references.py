@@ -3,17 +3,16 @@ of. Both are what CoreML's own values are held against."""
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vigcli.archs import inference_form
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.coreml.convert import Deployable
+from vigcli.coreml.convert import deployable, meta_of
 from vigcli.coreml.interpreter import OpInfo, Program
 from vigcli.coreml.op_blocks import module_of, op_blocks, weights_begin
 from vigcli.coreml.package import Feature
@@ -79,23 +78,23 @@ def torch_values(program: Program, checkpoint: Checkpoint, inputs: dict[str, Ten
     That is, of a layer with weights, the last operation that has weights of it, of a block its last operation, and what
     the package gives in the end. Other operations have no counterpart by name.
     """
-    meta = checkpoint.meta
-    network = Deployable(inference_form(meta.arch, copy.deepcopy(checkpoint.model).float()), meta.preprocessing).eval()
+    meta = meta_of(program)
+    network = deployable(checkpoint, meta)
     results = _results_by(program, list(meta.arch.named_blocks()) if meta.arch.family != "timm" else [])
     values: dict[str, Tensor] = {}
 
-    def keep(name: str) -> object:
-        def hook(module: nn.Module, given: object, value: object) -> None:
-            for result, size in results[name]:
-                if isinstance(value, Tensor) and value.numel() == size:
-                    values[result] = value.detach()
-                    break
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any, value: Any) -> None:
+            size = value.numel() if isinstance(value, Tensor) else 0
+            result = next((result for result, elements in results[name] if elements == size), None)
+            if result is not None:
+                values[result] = value
 
         return hook
 
     for name, module in network.named_modules():
         if name.replace(".", "_") in results:
-            module.register_forward_hook(keep(name.replace(".", "_")))  # type: ignore[arg-type]
+            module.register_forward_hook(keep(name.replace(".", "_")))
     with torch.no_grad():
         scores = network(*(as_taken(feature, inputs[feature.name]) for feature in program.inputs))
     if isinstance(scores, Tensor):
@@ -131,6 +130,13 @@ def agreement(value: np.ndarray | Tensor, reference: Tensor) -> Agreement:
     if not reference.is_floating_point():
         return Agreement(equal_percent=100 * float((ours == theirs).double().mean()))
     return Agreement(db=decibels(ours, theirs))
+
+
+def worst(agreements: Sequence[Agreement]) -> Agreement:
+    """The least of each kind, as of the results of one operation."""
+    db = [agreement.db for agreement in agreements if agreement.db is not None]
+    equal = [agreement.equal_percent for agreement in agreements if agreement.equal_percent is not None]
+    return Agreement(min(db, default=None), min(equal, default=None))
 
 
 def decibels(value: Tensor, reference: Tensor) -> float:
