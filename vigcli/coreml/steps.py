@@ -73,9 +73,9 @@ def misfit(result: Any, info: OpInfo) -> str:
         return ""
     due = info.type.shape
     if len(due) != result.dim() or any(d not in (None, n) for d, n in zip(due, result.shape, strict=True)):
-        return f"its result is {list(result.shape)}, declared as {list(due)}"
+        return f"its result is {list(result.shape)} instead of {list(due)}"
     if info.type.dtype.startswith("fp") != result.is_floating_point():
-        return f"its result is of {result.dtype}, declared as {info.type.dtype}"
+        return f"its result is of {result.dtype} instead of {info.type.dtype}"
     return ""
 
 
