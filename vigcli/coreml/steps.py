@@ -204,6 +204,7 @@ class Builder:
             constants[parameter] = op.convert(parameter, [self.decoder.value(operation.attributes[parameter])])
         sources = []
         for parameter, argument in sorted(operation.inputs.items()):  # a message keeps them in no order
+            op.check_count(parameter, len(argument.arguments))
             names = [self._name(binding) for binding in argument.arguments]
             constants.pop(parameter, None)
             if all(name in self.constants for name in names):
