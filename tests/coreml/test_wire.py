@@ -1,4 +1,4 @@
-"""Our reader of protobuf against Google's: the numbers of the fields, every message that can be drawn, damaged bytes."""
+"""Our reader of protobuf against Google's: numbers of fields, every message that can be drawn, damaged bytes."""
 
 from __future__ import annotations
 
