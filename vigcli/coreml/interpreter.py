@@ -213,7 +213,7 @@ class Program:
                 raise BatchMixed(info.name)
         elif why := misfit(result, info):
             what = shown(f"{info.op_type} '{info.name}'")
-            raise ConfigError(f"{self.path}: {what}: {why}.", REEXPORT_HINT)
+            raise ConfigError(f"{self.path}: {what} does not run as declared: {why}.", REEXPORT_HINT)
 
 
 def _tapped(tap: Tap, info: OpInfo, result: Tensor, stored: bool) -> Tensor:

@@ -73,9 +73,9 @@ def misfit(result: Any, info: OpInfo) -> str:
         return ""
     due = info.type.shape
     if len(due) != result.dim() or any(d not in (None, n) for d, n in zip(due, result.shape, strict=True)):
-        return f"its result is {list(result.shape)}, declared as {list(due)}"
+        return f"its result is {list(result.shape)} instead of {list(due)}"
     if info.type.dtype.startswith("fp") != result.is_floating_point():
-        return f"its result is of {result.dtype}, declared as {info.type.dtype}"
+        return f"its result is of {result.dtype} instead of {info.type.dtype}"
     return ""
 
 
@@ -204,6 +204,7 @@ class Builder:
             constants[parameter] = op.convert(parameter, [self.decoder.value(operation.attributes[parameter])])
         sources = []
         for parameter, argument in sorted(operation.inputs.items()):  # a message keeps them in no order
+            op.check_count(parameter, len(argument.arguments))
             names = [self._name(binding) for binding in argument.arguments]
             constants.pop(parameter, None)
             if all(name in self.constants for name in names):

@@ -35,11 +35,12 @@ class Op:
     def convert(self, parameter: str, values: list[Any]) -> Any:
         """The values bound to a parameter, as its annotation asks for them."""
         annotation = self.parameters[parameter]
-        if annotation == list[Tensor]:
-            return values
-        if len(values) != 1:
-            raise ValueError(f"'{parameter}' takes one value, not {len(values)}")
-        return _as(annotation, values[0])
+        return values if annotation == list[Tensor] else _as(annotation, values[0])
+
+    def check_count(self, parameter: str, count: int) -> None:
+        """Raises ValueError for a parameter that takes one value and is given another number of them."""
+        if count != 1 and (self.parameters[parameter] != list[Tensor] or not count):
+            raise ValueError(f"'{parameter}' takes one value, not {count}")
 
 
 def op(name: str, *, exact: bool = False) -> Callable[[Function], Function]:
