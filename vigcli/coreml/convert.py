@@ -162,6 +162,15 @@ def output_names(module: Deployable, meta: PackageMeta) -> list[str]:
     return list(network.names) if meta.output == "features" else [meta.output]
 
 
+def output_shapes(checkpoint: Checkpoint, meta: PackageMeta) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a package of that kind gives, before labels are put to it."""
+    module = deployable(checkpoint, meta)
+    with torch.no_grad():
+        result = module(torch.zeros(meta.input_shape))
+    results = [result] if isinstance(result, Tensor) else result
+    return {name: tuple(x.shape) for name, x in zip(output_names(module, meta), results, strict=True)}
+
+
 def _interface(module: Deployable, meta: PackageMeta) -> dict[str, Any]:
     """What coremltools is told of the inputs and outputs of a package."""
     ct, shape = coremltools(), meta.input_shape

@@ -30,7 +30,7 @@ from vigcli.config.package import (
 from vigcli.coreml.convert import INPUT_NAME, METADATA_KEY, Deployable, deployable, output_names
 from vigcli.errors import ConfigError, NotMeasurableError, VigError
 from vigcli.files import replacing
-from vigcli.measure.onnx import onnxruntime, to_onnx
+from vigcli.measure.onnx import onnx, onnxruntime, to_onnx
 from vigcli.nn.decisions import given_decisions, largest_regret
 
 TOLERANCE = 1e-5  # of the largest value of an output
@@ -64,9 +64,7 @@ def export_onnx(
     Raises ConfigError for a network that ONNX does not hold, VigError where the two differ, UnavailableError without
     onnx and onnxruntime.
     """
-    onnxruntime()
-    import onnx
-
+    onnxruntime()  # before anything is computed
     meta = planned(checkpoint.meta, checkpoint_sha256, "fp32", 16, "tensor", output, batch)
     on_progress("converting", 0, 1)
     module = deployable(checkpoint, meta)
@@ -74,11 +72,11 @@ def export_onnx(
         written = to_onnx(module, meta.input_shape, network_name(meta), [INPUT_NAME], output_names(module, meta))
     except NotMeasurableError as refused:
         raise ConfigError(str(refused), _OTHER_TARGET) from refused
-    model = onnx.load_from_string(written)
+    model = onnx().load_from_string(written)
     _describe(model, meta)
-    onnx.checker.check_model(model, full_check=True)
+    onnx().checker.check_model(model, full_check=True)
     with replacing(path) as temporary:
-        onnx.save_model(model, str(temporary))
+        onnx().save_model(model, str(temporary))
         error = _error(temporary, checkpoint, meta, images, on_progress)
         if not error <= TOLERANCE:
             what = f"ONNX Runtime is {error:.1e} of the largest value off torch, more than {TOLERANCE:g}"
@@ -133,17 +131,15 @@ def _relative(found: Tensor, due: Tensor) -> float:
 
 def _opened(path: Path, meta: PackageMeta) -> tuple[Any, list[str], list[str]]:
     """The file ready to run, the names of what is compared, and of what its operations choose."""
-    import onnx
-
     runtime = onnxruntime()
-    model = onnx.load_model(str(path))
+    model = onnx().load_model(str(path))
     wanted = [given.name for given in model.graph.output]
     if meta.output == "probabilities":
         wanted = [next(node.input[0] for node in model.graph.node if list(node.output) == wanted)]
     nodes = [node for node in model.graph.node if node.op_type in _DECISIONS]
     choices = [node.output[_DECISIONS[node.op_type]] for node in nodes]
     del model.graph.output[:]
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in [*wanted, *choices])
+    model.graph.output.extend(onnx().helper.make_empty_tensor_value_info(name) for name in [*wanted, *choices])
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors alone
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

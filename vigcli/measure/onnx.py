@@ -19,19 +19,27 @@ INSTALL_HINT = "pip install 'vig[measure]'"
 OPSET = 17
 
 
+def onnx() -> ModuleType:
+    """The onnx module, imported on first use. Raises UnavailableError where it is not installed."""
+    return _imported("onnx")
+
+
 def onnxruntime() -> ModuleType:
     """The onnxruntime module, imported on first use.
 
     Raises UnavailableError where it is not installed, or onnx, without which torch does not export.
     """
-    for name in ("onnx", "onnxruntime"):
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            raise UnavailableError(f"{name} is not installed.", INSTALL_HINT) from error
-    return module
+    onnx()
+    return _imported("onnxruntime")
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UnavailableError(f"{name} is not installed.", INSTALL_HINT) from error
 
 
 def to_onnx(
