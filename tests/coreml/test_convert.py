@@ -91,7 +91,7 @@ def test_the_package_says_what_it_is(package: Path, checkpoint: Checkpoint) -> N
     assert meta.provenance == checkpoint.meta.provenance
     said = program.metadata
     assert (said["author"], said["version"]) == ("vig", "1.2.3")
-    assert said["license"]
+    assert said["license"] == "Weights: trained on drawn; no licence is stated."
     assert said["preprocessing"] == preprocessing_text(meta)
     for part in ("120 px", "bicubic", "96 x 96", "RGB, 0 to 255"):
         assert part in said["preprocessing"]

@@ -24,7 +24,7 @@ from vigcli.coreml.convert import METADATA_KEY, Deployable, PackageMeta, export,
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.runtime import INTERPRETER, VISION, open_runner
 from vigcli.errors import ConfigError, UnavailableError, VigError
-from vigcli.measure import bench
+from vigcli.measure.onnx import to_onnx
 
 ct = pytest.importorskip("coremltools", exc_type=ImportError)
 onnx = pytest.importorskip("onnx", exc_type=ImportError)
@@ -272,7 +272,7 @@ def test_a_package_that_is_not_what_it_says_is_refused(checkpoint: Checkpoint, t
 
 
 def onnx_file(path: Path, module: nn.Module, text: str | None, shape: tuple[int, ...] = (3, SIZE, SIZE)) -> Path:
-    model = onnx.load_model(io.BytesIO(bench.export(module, shape, "net")))
+    model = onnx.load_model(io.BytesIO(to_onnx(module, (1, *shape), "net")))
     if text is not None:
         model.metadata_props.add(key=METADATA_KEY, value=text)
     onnx.save_model(model, path)

@@ -15,6 +15,7 @@ from vigcli.runs.rundir import newest
 from vigcli.units import format_bytes
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+DRAWN_FILE = "drawn.safetensors"  # of a network that was exported by its name; never taken for the newest checkpoint
 
 
 def arch_with(
@@ -29,6 +30,17 @@ def arch_with(
     data.update({"num_classes": num_classes} if num_classes else {})
     apply_settings(data, settings)
     return parse_as(type(config), data, name)
+
+
+def preprocessing_of(config: Any) -> Any:
+    """How pictures are prepared for published weights of a network."""
+    from vigcli.config.recipe import PREPROCESSING
+
+    if config.family in PREPROCESSING:
+        return PREPROCESSING[config.family]
+    from vigcli.archs.external import native_preprocessing
+
+    return native_preprocessing(config.name)
 
 
 def checkpoint_output(path: str) -> Path:
@@ -75,9 +87,10 @@ def checkpoint_of(package: Path, digest: str, named: str | None) -> Path:
         if path.is_file() and sha256(path) != digest:
             raise ConfigError(f"{path}: is not the checkpoint that {package.name} was made from.", "Its hash differs.")
         return path
-    for path in Path("runs").glob(f"*/{CHECKPOINT_FILE}"):
-        if sha256(path) == digest:
-            return path
+    for file in (CHECKPOINT_FILE, DRAWN_FILE):
+        for path in Path("runs").glob(f"*/{file}"):
+            if sha256(path) == digest:
+                return path
     hint = "Name it with --checkpoint; it may have been trained on since."
     raise ConfigError(f"{package}: no run holds the checkpoint that it was made from.", hint)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from vigcli.config.archs import TimmConfig, variant_name
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Channels
 from vigcli.errors import ConfigError, UsageError
@@ -59,10 +62,7 @@ def planned(
     output: Output,
     batch: int,
 ) -> PackageMeta:
-    """What the package of a checkpoint will say of itself. Raises UsageError and ConfigError as `export` does."""
-    if batch > 1 and (input == "image" or output == "probabilities"):
-        what, instead = ("an image input", "--input tensor") if input == "image" else ("a classifier", "--logits")
-        raise UsageError(f"--batch {batch}: {what} takes one picture.", f"Add {instead}, or leave --batch out.")
+    """What the package of a checkpoint will say of itself. Raises ConfigError where no picture goes in."""
     if checkpoint.arch.in_chans != 3:
         raise ConfigError(
             f"arch.in_chans is {checkpoint.arch.in_chans}: an image has 3.", "Export a network of RGB input."
@@ -78,6 +78,13 @@ def planned(
     )
 
 
+def check_batch(input: Input, output: Output, batch: int) -> None:
+    """Raise UsageError for several pictures where a CoreML package takes one."""
+    if batch > 1 and (input == "image" or output == "probabilities"):
+        what, instead = ("an image input", "--input tensor") if input == "image" else ("a classifier", "--logits")
+        raise UsageError(f"--batch {batch}: {what} takes one picture.", f"Add {instead}, or leave --batch out.")
+
+
 def class_labels(meta: CheckpointMeta) -> list[str]:
     """The names of the classes; numbers where the checkpoint does not know them."""
     return list(meta.labels) or [str(i) for i in range(meta.arch.num_classes)]
@@ -86,7 +93,40 @@ def class_labels(meta: CheckpointMeta) -> list[str]:
 def preprocessing_text(meta: PackageMeta) -> str:
     """What an app must do with a picture before it hands it to the package."""
     size, p = meta.arch.resolution, meta.preprocessing
+    side = math.floor(size / p.crop_ratio)  # as timm does it
     return (
-        f"resize the short side to {round(size / p.crop_ratio)} px ({p.interpolation}), centre crop {size} x {size}, "
+        f"resize the short side to {side} px ({p.interpolation}), centre crop {size} x {size}, "
         f"{meta.given_channels}, 0 to 255; normalization is inside"
     )
+
+
+def network_name(meta: CheckpointMeta) -> str:
+    """`mobilevigv2_s`, `timm:fastvit_t8`; of a network without a name its family."""
+    arch = meta.arch
+    return f"timm:{arch.name}" if isinstance(arch, TimmConfig) else variant_name(arch) or arch.family
+
+
+def licence_text(meta: CheckpointMeta) -> str:
+    """What is known of the licence of the weights."""
+    if imported := meta.provenance.get("imported"):
+        return f"Weights: as the authors of {imported.get('file')} license them."
+    if meta.dataset is None:
+        return "Weights: drawn at random, or of unknown origin; no licence is known."
+    return f"Weights: trained on {_DATA_LICENCES.get(meta.dataset, meta.dataset)}; no licence is stated."
+
+
+_DATA_LICENCES = {"emoji10": "emoji10 (Noto Emoji, Apache-2.0)"}
+
+
+def output_texts(meta: PackageMeta, names: Iterable[str]) -> dict[str, str]:
+    """Of every output by its name what it is."""
+    size = meta.arch.resolution
+    texts = {
+        "logits": f"({meta.batch}, {meta.arch.num_classes}) logits, before softmax",
+        "probabilities": f"({meta.batch}, {meta.arch.num_classes}) probabilities",
+        "classLabel": "the likeliest class",
+        "classLabel_probs": "the probability of every class",
+    }
+    strides = {name: int(name.removeprefix("stride")) for name in names if name.startswith("stride")}
+    maps = {name: f"feature map at stride {stride} of {size} px" for name, stride in strides.items()}
+    return {name: maps.get(name) or texts.get(name, "") for name in names}

@@ -30,7 +30,11 @@ from vigcli.config.package import (
     PackageMeta,
     Precision,
     UniformPrecision,
+    check_batch,
     class_labels,
+    licence_text,
+    network_name,
+    output_texts,
     planned,
     preprocessing_text,
 )
@@ -43,7 +47,7 @@ from vigcli.files import replacing
 from vigcli.registry import FAMILIES
 
 METADATA_KEY = "vig"
-INPUT_NAME, LOGITS_NAME = "image", "logits"
+INPUT_NAME = "image"
 
 Progress = Callable[[str, int, int], None]
 
@@ -106,6 +110,7 @@ def export(
     Raises UsageError for a choice that no package can have, ConfigError for a network whose input is not an RGB image,
     VigError for one that leaves the range, UnavailableError without coremltools.
     """
+    check_batch(input, output, batch)
     meta = planned(checkpoint.meta, checkpoint_sha256, precision, minimum_ios, input, output, batch)
     module = deployable(checkpoint, meta)
     if images is None:
@@ -151,6 +156,21 @@ def _convert(module: Deployable, meta: PackageMeta, fp32_results: Collection[str
     return to_program(module, pixels, precision, meta.minimum_ios, fp32_results, **_interface(module, meta))
 
 
+def output_names(module: Deployable, meta: PackageMeta) -> list[str]:
+    """What the tensors that a module gives are called."""
+    network: Any = module.network
+    return list(network.names) if meta.output == "features" else [meta.output]
+
+
+def output_shapes(checkpoint: Checkpoint, meta: PackageMeta) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a package of that kind gives, before labels are put to it."""
+    module = deployable(checkpoint, meta)
+    with torch.no_grad():
+        result = module(torch.zeros(meta.input_shape))
+    results = [result] if isinstance(result, Tensor) else result
+    return {name: tuple(x.shape) for name, x in zip(output_names(module, meta), results, strict=True)}
+
+
 def _interface(module: Deployable, meta: PackageMeta) -> dict[str, Any]:
     """What coremltools is told of the inputs and outputs of a package."""
     ct, shape = coremltools(), meta.input_shape
@@ -161,9 +181,8 @@ def _interface(module: Deployable, meta: PackageMeta) -> dict[str, Any]:
         given = ct.TensorType(name=INPUT_NAME, shape=shape, dtype=np.float32)
     if meta.output == "probabilities":
         return {"inputs": [given], "classifier_config": ct.ClassifierConfig(class_labels(meta))}
-    network: Any = module.network
-    names = network.names if meta.output == "features" else (LOGITS_NAME,)
-    return {"inputs": [given], "outputs": [ct.TensorType(name=name, dtype=np.float32) for name in names]}
+    outputs = [ct.TensorType(name=name, dtype=np.float32) for name in output_names(module, meta)]
+    return {"inputs": [given], "outputs": outputs}
 
 
 def to_program(
@@ -212,14 +231,18 @@ def _half_but_for(fp32_results: Collection[str]) -> Any:
 
 def save_package(model: Any, meta: PackageMeta, path: Path | str) -> None:
     """Describe a converted model and write it."""
-    name = str(getattr(meta.arch, "name", meta.arch.family))
+    classes = f", {meta.arch.num_classes} classes" if meta.output != "features" else ", feature maps"
     model.author = "vig"
     model.version = str(meta.provenance.get("versions", {}).get("vig", ""))
-    model.license = "as of the weights and the data that they were trained on"
+    model.license = licence_text(meta)
     model.short_description = (
-        f"{name}, {meta.arch.num_classes} classes, {meta.precision}, iOS {meta.minimum_ios} and later. "
+        f"{network_name(meta)}{classes}, {meta.precision}, iOS {meta.minimum_ios} and later. "
         f"Input: {preprocessing_text(meta)}."
     )
+    for name in model.input_description:
+        model.input_description[name] = preprocessing_text(meta)
+    for name, text in output_texts(meta, model.output_description).items():
+        model.output_description[name] = text
     model.user_defined_metadata[METADATA_KEY] = meta.model_dump_json()
     model.user_defined_metadata["preprocessing"] = preprocessing_text(meta)
     write_program(model, path)

@@ -25,7 +25,7 @@ from vigcli.coreml.apple import coremltools
 from vigcli.coreml.convert import METADATA_KEY, PackageMeta, meta_of
 from vigcli.coreml.interpreter import Program
 from vigcli.errors import ConfigError, UnavailableError, VigError
-from vigcli.measure.bench import onnxruntime
+from vigcli.measure.onnx import onnxruntime
 
 Runtime = Literal["auto", "coreml", "interpreter"]
 Scores = Literal["probabilities", "logits", "scores"]
