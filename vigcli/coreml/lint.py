@@ -42,7 +42,7 @@ RULES = {
     "top-k": Rule(
         True,
         "picking the greatest is reported to run on the CPU, with what reads by its answer",
-        f"{_PLAN}; 1.75 ms of an iPhone 17 Pro in github.com/apple/coreai-torch/issues/66",
+        f"{_PLAN}; 1.75 ms of an iPhone 17 Pro, through Core AI, in github.com/apple/coreai-torch/issues/66",
     ),
     "tile": Rule(True, "reported to run on the CPU beside a top-k", _PLAN),
     "wide argmax": Rule(True, "along more than 2,048 elements it is reported to be refused", _GUIDE),
@@ -86,7 +86,7 @@ def _choosing(text: str) -> dict[str, str]:
 
 
 _STAGE = "--set {stage}.mixer=mgc: links that do not depend on the picture"
-_STATIC = "none keeps this graph; mobilevig and mobilevigv2 (fixed links) and greedyvig (masked) need none such"
+_STATIC = "another graph alone: mobilevig, mobilevigv2 (fixed links), greedyvig (masked ones)"
 _SMALLER = "--resolution, smaller"
 _MOBILE = {**_choosing(_STAGE), "cast": _STAGE, "layout": _STAGE, "large": _SMALLER}
 _PATCHES = {"layout": "--set attention=separable: fewer, if it is multi_head", "large": _SMALLER}
@@ -97,7 +97,7 @@ SETTINGS: dict[str, dict[str, str]] = {  # family -> kind of finding -> the sett
     "vig": {**_choosing(_STATIC), "large": _SMALLER},
     "pvig": {**_choosing(_STATIC), "large": _SMALLER},
     "clustervig": {
-        **_choosing(f"{_STATIC}. --set partition=grid leaves out k-means, if it is not set"), "large": _SMALLER,
+        **_choosing(f"{_STATIC}; --set partition=grid leaves out k-means alone"), "large": _SMALLER,
     },
     "mobilevit": _PATCHES,
     "mobilevitv2": {"large": _SMALLER},
