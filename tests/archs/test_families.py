@@ -377,6 +377,7 @@ def test_graphs_that_link_nothing_are_refused(changes: dict[str, Any], stage: in
         {"stages[1].mixer": "dagc", "stages[1].reach": 5},  # no shift back is a link
         {"stages[3].mixer": "knn", "stages[3].dilation": 5},
         {"stages[1].mixer": "knn", "stages[1].reduction": 4, "stages[1].neighbours": 49},
+        {"stages[1].mixer": "knn", "stages[1].reduction": 4, "stages[1].neighbours": 1},
         {"resolution": 64, "stages[1].reach": 2, "stages[2].reach": 1, "stages[3].graph_depth": 0},
     ],
 )
@@ -384,6 +385,20 @@ def test_sound_graphs_are_not(changes: dict[str, Any]) -> None:
     config = arch_config("mobilevigv2_ti").changed(changes)
     with torch.no_grad():
         assert build(config).eval()(images(config)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vig_ti", {"neighbours": 1}),
+        ("pvig_ti", {"last_neighbours": 1}),
+        ("mobilevigv2_ti", {"stages[3].mixer": "knn", "stages[3].neighbours": 1}),
+    ],
+)
+def test_one_neighbour_is_no_graph(name: str, changes: dict[str, Any]) -> None:
+    """The nearest token of a token is itself, unless the tokens to choose from are pooled ones."""
+    with pytest.raises(ConfigError, match=r"1 neighbour of a token is the token itself \(stages\[\d\]\)"):
+        arch_config(name).changed(changes)
 
 
 def test_drop_path_advances_as_in_the_authors_code() -> None:

@@ -40,8 +40,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def logits(checkpoint: Checkpoint) -> Tensor:
-    with torch.no_grad():
-        return Deployable(checkpoint.model, checkpoint.meta.preprocessing).logits(PIXELS.float())
+    return logits_of(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +75,9 @@ def others(path: Path, module: nn.Module | None = None, **interface: Any) -> Pat
     return path
 
 
-def ours(path: Path, meta: PackageMeta, module: nn.Module, given: list[Any]) -> Path:
-    """A package of a module that says of itself what `meta` does."""
-    save_package(to_program(module.eval(), torch.rand(given[0].shape.shape), "fp32", 16, inputs=given), meta, path)
-    return path
-
-
-def meta_of_kind(checkpoint: Checkpoint, **fields: Any) -> PackageMeta:
-    return PackageMeta(**dict(checkpoint.meta), checkpoint_sha256=SHA, precision="fp32", **fields)
+def described(checkpoint: Checkpoint) -> PackageMeta:
+    """What a package of the checkpoint says of itself."""
+    return PackageMeta(**dict(checkpoint.meta), checkpoint_sha256=SHA, precision="fp32")
 
 
 # ------------------------------------------------------------------------------------------------ the interpreter
@@ -104,15 +98,33 @@ def test_pictures_are_handed_over_in_full_batches(package: Path) -> None:
     assert 32 <= open_runner(package).batch_size <= 128
 
 
-def test_logits_of_a_tensor(checkpoint: Checkpoint, logits: Tensor, tmp_path: Path) -> None:
-    module = Deployable(checkpoint.model, checkpoint.meta.preprocessing)
-    module.forward = module.logits  # type: ignore[method-assign]
-    shape = (1, 3, SIZE, SIZE)
-    meta = meta_of_kind(checkpoint, input="tensor", output="logits")
-    path = ours(tmp_path / "t.mlpackage", meta, module, [ct.TensorType(name="image", shape=shape)])
-    runner = open_runner(path)
-    assert runner.scores == "logits"
-    assert packages.relative_error(runner(PIXELS), logits) < 1e-5
+@pytest.fixture(scope="module")
+def bgr(checkpoint: Checkpoint) -> Checkpoint:
+    """The same weights in a network that was trained with blue first."""
+    preprocessing = checkpoint.meta.preprocessing.changed({"channels": "BGR"})
+    return Checkpoint(checkpoint.model, checkpoint.meta.model_copy(update={"preprocessing": preprocessing}))
+
+
+@pytest.fixture(scope="module")
+def two(bgr: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of two pictures as a tensor, for logits."""
+    path = tmp_path_factory.mktemp("two") / "two.mlpackage"
+    export(bgr, SHA, path, "fp32", input="tensor", output="logits", batch=2)
+    return path
+
+
+def logits_of(checkpoint: Checkpoint) -> Tensor:
+    with torch.no_grad():
+        return Deployable(checkpoint.model, checkpoint.meta.preprocessing).logits(PIXELS.float())
+
+
+def test_every_runner_is_handed_rgb(bgr: Checkpoint, two: Path, tmp_path: Path) -> None:
+    export(bgr, SHA, tmp_path / "image.mlpackage", "fp32")
+    expected = logits_of(bgr)
+    assert open_runner(two).scores == "logits"
+    assert packages.relative_error(open_runner(two)(PIXELS), expected) < 1e-5
+    scores = open_runner(tmp_path / "image.mlpackage")(PIXELS)
+    torch.testing.assert_close(scores, expected.softmax(1), rtol=1e-4, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ CoreML
@@ -170,14 +182,10 @@ def test_a_mac_can_run_the_interpreter(package: Path, mac: list[Proxy]) -> None:
     assert not mac
 
 
-def test_coreml_gets_full_batches_of_tensors(mac: list[Proxy], checkpoint: Checkpoint, tmp_path: Path) -> None:
-    shape, config = (2, 3, 8, 8), checkpoint.meta.arch
-    meta = meta_of_kind(checkpoint, input="tensor", output="logits", batch=2)
-    small, pixels = Small(config.num_classes), PIXELS[:, :, :8, :8]
-    path = ours(tmp_path / "two.mlpackage", meta, small, [ct.TensorType(name="image", shape=shape)])
-    scores = open_runner(path)(pixels)
-    assert [given["image"].shape for given in mac[-1].given] == [shape] * 3
-    torch.testing.assert_close(scores, small(pixels.float()), rtol=1e-4, atol=1e-4)
+def test_coreml_gets_full_batches_of_tensors(bgr: Checkpoint, two: Path, mac: list[Proxy]) -> None:
+    scores = open_runner(two)(PIXELS)
+    assert [given["image"].shape for given in mac[-1].given] == [(2, 3, SIZE, SIZE)] * 3
+    assert packages.relative_error(scores, logits_of(bgr)) < 1e-5
 
 
 def test_what_coreml_refuses_is_told_with_its_reason(
@@ -254,16 +262,17 @@ def test_others_that_are_no_classifiers_are_refused(
 
 
 def test_feature_maps_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    meta = meta_of_kind(checkpoint, output="features")
-    path = ours(tmp_path / "f.mlpackage", meta, nn.AvgPool2d(2), image_input())
+    export(checkpoint, SHA, tmp_path / "f.mlpackage", "fp32", output="features")
     with pytest.raises(ConfigError, match="feature maps"):
-        open_runner(path)
+        open_runner(tmp_path / "f.mlpackage")
 
 
 def test_a_package_that_is_not_what_it_says_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     shape = (1, 3, SIZE, SIZE)
     module = nn.Sequential(nn.AdaptiveAvgPool2d(8), Small(3))
-    path = ours(tmp_path / "f.mlpackage", meta_of_kind(checkpoint), module, image_input(shape))
+    program = to_program(module, torch.rand(shape), "fp32", 16, inputs=image_input(shape))
+    path = tmp_path / "f.mlpackage"
+    save_package(program, described(checkpoint), path)
     with pytest.raises(ConfigError, match="gives 5 x 3 numbers for 5 pictures, not 10 each"):
         open_runner(path)(PIXELS)
 
@@ -281,7 +290,7 @@ def onnx_file(path: Path, module: nn.Module, text: str | None, shape: tuple[int,
 
 def test_an_onnx_file_scores_as_its_checkpoint(checkpoint: Checkpoint, logits: Tensor, tmp_path: Path) -> None:
     module = Deployable(checkpoint.model, checkpoint.meta.preprocessing)
-    runner = open_runner(onnx_file(tmp_path / "m.onnx", module, meta_of_kind(checkpoint).model_dump_json()))
+    runner = open_runner(onnx_file(tmp_path / "m.onnx", module, described(checkpoint).model_dump_json()))
     assert runner.ran_by.startswith("ONNX Runtime ")
     assert runner.labels == tiny.LABELS
     torch.testing.assert_close(runner(PIXELS), logits.softmax(1), rtol=1e-4, atol=1e-6)
@@ -307,6 +316,6 @@ def test_a_damaged_onnx_file_is_named(checkpoint: Checkpoint, tmp_path: Path) ->
 
 
 def test_an_onnx_file_of_another_size_is_refused_where_it_runs(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    path = onnx_file(tmp_path / "m.onnx", Small(10), meta_of_kind(checkpoint).model_dump_json(), (3, 8, 8))
+    path = onnx_file(tmp_path / "m.onnx", Small(10), described(checkpoint).model_dump_json(), (3, 8, 8))
     with pytest.raises(ConfigError, match="does not run"):
         open_runner(path)(PIXELS)

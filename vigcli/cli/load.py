@@ -25,6 +25,12 @@ def arch_with(
     from vigcli.archs import resolved
 
     config = resolved(name)
+    for option, path, value in (
+        ("--resolution", "resolution", resolution),
+        ("--num-classes", "num_classes", num_classes),
+    ):
+        if value is not None and any(setting.partition("=")[0].strip() == path for setting in settings):
+            raise UsageError(f"{option} and --set {path}=... say the same.", "Leave one of them out.")
     data = config.model_dump(mode="json")
     data.update({"resolution": resolution} if resolution else {})
     data.update({"num_classes": num_classes} if num_classes else {})
@@ -43,10 +49,15 @@ def preprocessing_of(config: Any) -> Any:
     return native_preprocessing(config.name)
 
 
-def checkpoint_output(path: str) -> Path:
-    """Where a command writes a checkpoint. Raises UsageError for a name that another kind of file would have."""
+def checkpoint_output(path: str, force: bool) -> Path:
+    """Where a command writes a checkpoint.
+
+    Raises UsageError for a name that another kind of file would have, and for a file that exists unless `force` is set.
+    """
     if not path.endswith(".safetensors"):
         raise UsageError(f"-o {path}: a checkpoint is a .safetensors file.", "Name it so.")
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"{path}: exists already.", "Choose another name with -o, or --force.")
     return Path(path)
 
 

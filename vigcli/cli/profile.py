@@ -179,9 +179,11 @@ def _one(
         counted.latency(t, precision) if budget_ms is not None or precision in (None, t.precision) else None
         for t in tables
     ]
-    known = estimates[0] is not None
     here = measure_here(config) if measure else None
-    prices = [latency_table.block_ms(b.signature, b.trace) if known else None for b in counted.blocks]
+    prices = [
+        [t.block_ms(b.signature, b.trace) if e is not None else None for t, e in zip(tables, estimates, strict=True)]
+        for b in counted.blocks
+    ]
     over = [e for e in estimates if e is not None and budget_ms is not None and e.ms > budget_ms]
     if as_json:
         blocks = [
@@ -192,11 +194,12 @@ def _one(
                 "macs": b.trace.macs,
                 "act_mb": round(b.trace.act_mb, 4),
                 "weight_mb": round(b.trace.weight_mb, 5),
-                "ms": p and round(p.ms, 5),
-                "plus_minus_ms": p and round(p.plus_minus_ms, 5),
+                "ms": of[0] and round(of[0].ms, 5),
+                "plus_minus_ms": of[0] and round(of[0].plus_minus_ms, 5),
+                "latencies_ms": [p and round(p.ms, 5) for p in of],
                 **(operations.block_record(b.name) if operations else {}),
             }
-            for b, p in zip(counted.blocks, prices, strict=True)
+            for b, of in zip(counted.blocks, prices, strict=True)
         ]
         record = {
             "name": subject,
@@ -207,7 +210,7 @@ def _one(
             **({"measured_here": here.record()} if here else {}),
             **(operations.record() if operations else {}),
         }
-        fixed_ms = latency_table.fixed_ms if known else None
+        fixed_ms = latency_table.fixed_ms if estimates[0] is not None else None
         emit_json(
             {
                 **record,
@@ -222,28 +225,20 @@ def _one(
             (
                 b.name, b.what, format_count(b.params), format_count(b.trace.macs),
                 f"{b.trace.act_mb:.2f}", f"{b.trace.weight_mb:.3f}",
-                f"{p.ms:.4f}" if p else "", f"±{p.plus_minus_ms:.4f}" if p else "",
+                *(cell for p in of for cell in ((f"{p.ms:.4f}", f"±{p.plus_minus_ms:.4f}") if p else ("", ""))),
                 *(operations.cells(b.name) if operations else ()),
             )
-            for b, p in zip(counted.blocks, prices, strict=True)
+            for b, of in zip(counted.blocks, prices, strict=True)
         ]  # fmt: skip
-        if known:
-            rows.append((
-                "(each inference)", "", "", "", "", "", f"{latency_table.fixed_ms:.4f}", "",
-                *("" for _ in (operations.columns if operations else ())),
-            ))  # fmt: skip
+        more = operations.columns if operations else ()
+        fixed = [f"{t.fixed_ms:.4f}" if e is not None else "" for t, e in zip(tables, estimates, strict=True)]
+        if any(fixed):
+            fixed_cells = (cell for ms in fixed for cell in (ms, ""))
+            rows.append(("(each inference)", "", "", "", "", "", *fixed_cells, *("" for _ in more)))
+        heads = ["ms"] if len(tables) == 1 else [f"{t.device} ms" for t in tables]
+        priced = (column for head in heads for column in (head, "±"))
         table(
-            (
-                "block",
-                "what",
-                "params",
-                "MACs",
-                "act MB",
-                "weight MB",
-                "ms",
-                "±",
-                *(operations.columns if operations else ()),
-            ),
+            ("block", "what", "params", "MACs", "act MB", "weight MB", *priced, *more),
             rows,
             title=f"{subject}, deployed, {config.resolution} px",
         )

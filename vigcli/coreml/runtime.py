@@ -33,7 +33,7 @@ Predict = Callable[[Tensor], Tensor]
 
 INTERPRETER = "vig's interpreter (torch), not Apple's runtime"
 BATCH = 64  # pictures that are handed over at once, about
-# What Apple's Vision does by default for a classifier: the short side fills the input, and the centre is taken.
+# What Vision's `centerCrop` does: the short side fills the input, and the centre is taken.
 VISION = Preprocessing(crop_ratio=1.0, interpolation="bilinear")
 
 
@@ -77,7 +77,7 @@ class Runner:
         size, p = self.resolution, self.preprocessing
         side = math.floor(size / p.crop_ratio)  # as timm does it
         text = f"short side to {side} px ({p.interpolation}), centre {size} x {size}"
-        return f"{text}: a GUESS, as Vision does by default; the file does not say" if self.is_guess else text
+        return f"{text}: a GUESS (Vision's centerCrop); the file does not say" if self.is_guess else text
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ def _runner_of(meta: PackageMeta, name: str, ran_by: str, predict: Predict, batc
 
 
 def _foreign(program: Program, ran_by: str, predict: Predict, batch_size: int) -> Runner:
-    """A classifier that others made, prepared as Vision does it by default."""
+    """A classifier that others made, with pictures prepared as by Vision's `centerCrop`."""
     shape = program.inputs[0].shape or ()
     if len(program.inputs) != 1 or program.inputs[0].kind != "image" or program.inputs[0].color == "GRAYSCALE":
         found = ", ".join(f"{feature.name} ({feature.kind})" for feature in program.inputs)

@@ -92,7 +92,9 @@ def arch_config(name: str) -> AnyArch:
 
 
 def _unknown(name: str) -> AnyArch:
-    raise ConfigError(f"'{name}' is no known network.", did_you_mean(name, VARIANTS) or "`vig ls archs` lists them.")
+    family = [variant for variant, config in VARIANTS.items() if name.startswith(f"{config.family}_")]
+    hint = did_you_mean(name, family or VARIANTS) or "`vig ls archs` lists them."
+    raise ConfigError(f"'{name}' is no known network.", hint)
 
 
 def _known(name: str) -> str:
