@@ -10,69 +10,70 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from vigcli.archs import inference_form
+from vigcli.archs import backbone, inference_form
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.load import parse_as
-from vigcli.config.recipe import Preprocessing
+from vigcli.config.package import (
+    Input,
+    MinimumIos,
+    Output,
+    PackageMeta,
+    Precision,
+    class_labels,
+    planned,
+    preprocessing_text,
+)
+from vigcli.config.recipe import Channels, Preprocessing
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.interpreter import Program
 from vigcli.errors import ConfigError
 from vigcli.files import replacing
 
-Precision = Literal["fp16", "fp32"]
-MinimumIos = Literal[16, 17, 18]
 METADATA_KEY = "vig"
 INPUT_NAME, LOGITS_NAME = "image", "logits"
 
 
-class PackageMeta(CheckpointMeta):
-    """What a package says of itself, stored as JSON among its user-defined metadata.
-
-    Attributes:
-        checkpoint_sha256: the hash of the checkpoint that it was made from.
-        precision: of what it computes; `int8` has fp16 around its quantized operations, `mixed` has fp32 among fp16.
-        minimum_ios: the least iOS that runs it.
-        input: an image of 0 ... 255 in 8 bits, or a tensor of the same numbers.
-        output: probabilities with the class labels, plain logits, or the feature maps of the backbone.
-        batch: pictures that it takes at once.
-        fp32_results: of a mixed package, the results that stay in fp32.
-    """
-
-    checkpoint_sha256: str
-    precision: Literal["fp16", "fp32", "mixed", "int8"]
-    minimum_ios: MinimumIos = 16
-    input: Literal["image", "tensor"] = "image"
-    output: Literal["probabilities", "logits", "features"] = "probabilities"
-    batch: Annotated[int, Field(ge=1)] = 1
-    fp32_results: tuple[str, ...] = ()
-
-
 class Deployable(nn.Module):
-    """The deployed network between pixels and probabilities: (1, 3, R, R) RGB in 0 ... 255 -> (1, num_classes)."""
+    """A network from pixels on: (B, 3, R, R) in 0 ... 255 -> (B, num_classes) probabilities, or what the network gives.
+
+    Args:
+        network: in evaluation form; gives (B, num_classes) logits or a list of feature maps.
+        given: the order of the pixels' channels; where the network wants the other, they are turned round.
+        softmax: give probabilities of logits.
+    """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, given: Channels = "RGB", softmax: bool = True):
         super().__init__()
         self.network = network
-        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean))
-        self.register_buffer("variance", (255 * torch.tensor(preprocessing.std)) ** 2)
+        self.softmax = softmax
+        self.turned = given != preprocessing.channels
+        mean, std = 255 * torch.tensor(preprocessing.mean), 255 * torch.tensor(preprocessing.std)
+        self.register_buffer("mean", mean if given == "RGB" else mean.flip(0))
+        self.register_buffer("variance", (std if given == "RGB" else std.flip(0)) ** 2)
 
-    def logits(self, pixels: Tensor) -> Tensor:
+    def logits(self, pixels: Tensor) -> Any:
+        """What the network gives: logits, or the list of its feature maps."""
         # As a batch norm, because coremltools would make one of a product and a sum, and add 1e-5 to its variance.
-        return self.network(F.batch_norm(pixels, self.mean, self.variance, eps=0.0))
+        x = F.batch_norm(pixels, self.mean, self.variance, eps=0.0)
+        if self.turned:  # by slices: MIL's gather and reverse leave the Neural Engine
+            x = torch.cat([x[:, 2:], x[:, 1:2], x[:, :1]], 1)
+        return self.network(x)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return torch.softmax(self.logits(pixels), 1)
+    def forward(self, pixels: Tensor) -> Any:
+        result = self.logits(pixels)
+        if self.softmax:
+            return torch.softmax(result, 1)
+        return result if isinstance(result, Tensor) else tuple(result)
 
 
 def export(
@@ -81,36 +82,50 @@ def export(
     path: Path | str,
     precision: Precision = "fp16",
     minimum_ios: MinimumIos = 16,
+    *,
+    input: Input = "image",
+    output: Output = "probabilities",
+    batch: int = 1,
 ) -> PackageMeta:
     """Write the package of a checkpoint, whole or not at all, and return what it says of itself.
 
-    Raises ConfigError for a network whose input is not an RGB image, UnavailableError without coremltools.
+    Raises UsageError for a choice that no package can have, ConfigError for a network whose input is not an RGB image,
+    UnavailableError without coremltools.
     """
-    meta = PackageMeta(
-        **{name: getattr(checkpoint.meta, name) for name in CheckpointMeta.model_fields},
-        checkpoint_sha256=checkpoint_sha256,
-        precision=precision,
-        minimum_ios=minimum_ios,
-    )
-    if meta.arch.in_chans != 3:
-        raise ConfigError(f"arch.in_chans is {meta.arch.in_chans}: an image has 3.", "Export a network of RGB input.")
+    meta = planned(checkpoint.meta, checkpoint_sha256, precision, minimum_ios, input, output, batch)
     save_package(_convert(checkpoint, meta), meta, path)
     return meta
 
 
+def deployable(checkpoint: Checkpoint, meta: PackageMeta) -> Deployable:
+    """The module that a package is made of; the checkpoint's own network is left as it is."""
+    network = inference_form(meta.arch, checkpoint.model.float())
+    if meta.output == "features":
+        network = backbone(meta.arch, network)
+    return Deployable(network, meta.preprocessing, meta.given_channels, meta.output == "probabilities").eval()
+
+
 def _convert(checkpoint: Checkpoint, meta: PackageMeta) -> Any:
-    ct = coremltools()
-    size = meta.arch.resolution
-    module = Deployable(inference_form(meta.arch, checkpoint.model.float()), meta.preprocessing).eval()
-    pixels = torch.randint(0, 256, (1, 3, size, size), generator=torch.Generator().manual_seed(0)).float()
+    module, shape = deployable(checkpoint, meta), meta.input_shape
+    pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
     return to_program(
-        module,
-        pixels,
-        "fp16" if meta.precision == "fp16" else "fp32",
-        meta.minimum_ios,
-        inputs=[ct.ImageType(name=INPUT_NAME, shape=tuple(pixels.shape), color_layout=ct.colorlayout.RGB)],
-        classifier_config=ct.ClassifierConfig(class_labels(meta)),
+        module, pixels, "fp16" if meta.precision == "fp16" else "fp32", meta.minimum_ios, **_interface(module, meta)
     )
+
+
+def _interface(module: Deployable, meta: PackageMeta) -> dict[str, Any]:
+    """What coremltools is told of the inputs and outputs of a package."""
+    ct, shape = coremltools(), meta.input_shape
+    if meta.input == "image":
+        layout = getattr(ct.colorlayout, meta.given_channels)
+        given = ct.ImageType(name=INPUT_NAME, shape=shape, color_layout=layout)
+    else:
+        given = ct.TensorType(name=INPUT_NAME, shape=shape, dtype=np.float32)
+    if meta.output == "probabilities":
+        return {"inputs": [given], "classifier_config": ct.ClassifierConfig(class_labels(meta))}
+    network: Any = module.network
+    names = network.names if meta.output == "features" else (LOGITS_NAME,)
+    return {"inputs": [given], "outputs": [ct.TensorType(name=name, dtype=np.float32) for name in names]}
 
 
 def to_program(
@@ -133,20 +148,6 @@ def to_program(
             skip_model_load=True,
             **interface,
         )
-
-
-def class_labels(meta: CheckpointMeta) -> list[str]:
-    """The names of the classes; numbers where the checkpoint does not know them."""
-    return list(meta.labels) or [str(i) for i in range(meta.arch.num_classes)]
-
-
-def preprocessing_text(meta: CheckpointMeta) -> str:
-    """What an app must do with a picture before it hands it to the package."""
-    size, p = meta.arch.resolution, meta.preprocessing
-    return (
-        f"resize the short side to {round(size / p.crop_ratio)} px ({p.interpolation}), centre crop {size} x {size}, "
-        "RGB, 0 to 255; normalization is inside"
-    )
 
 
 def save_package(model: Any, meta: PackageMeta, path: Path | str) -> None:

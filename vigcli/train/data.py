@@ -12,7 +12,6 @@ import io
 import os
 import random
 import signal
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from vigcli.config.recipe import Augment, Data, Preprocessing, Recipe
 from vigcli.errors import ConfigError, UnavailableError, VigError
 from vigcli.paths import embedded
+from vigcli.train.pictures import is_picture, read_picture
 
-EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 EMBEDDED = "emoji10"
 _PASS_DATA = "Pass --data /path/to/imagenet (with train/ and val/)."
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -83,18 +82,6 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [i * count // taken for i in range(taken)]
 
 
-def read_picture(source: Path | str | io.BytesIO, name: str) -> Image.Image:
-    """A picture file as RGB. Raises ConfigError for one that is damaged, unreadable or absurdly large."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                return image.convert("RGB")
-    except Exception as error:  # PIL's decoders raise nearly anything for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{name}: cannot be read as a picture ({reason}).", "Replace or remove this file.") from error
-
-
 def open_data(data: Data, split: str) -> Pictures:
     """The pictures of a split, `train` or `val`.
 
@@ -117,7 +104,7 @@ def _open_zip(path: Path, split: str) -> Pictures:
     """Held in memory: it is small, and open files do not survive the start of a worker process."""
     try:
         with zipfile.ZipFile(path) as file:
-            names = sorted(name for name in file.namelist() if name.startswith(f"{split}/") and _is_picture(name))
+            names = sorted(name for name in file.namelist() if name.startswith(f"{split}/") and is_picture(name))
             contents = {name: file.read(name) for name in names}
     except (OSError, zipfile.BadZipFile) as error:
         raise UnavailableError(f"{path}: the embedded pictures cannot be read.", "Install vig again.") from error
@@ -133,7 +120,7 @@ def _open_folder(folder: Path) -> Pictures:
                 os.path.join(place, name)
                 for place, _, names in os.walk(folder / label, followlinks=True)
                 for name in names
-                if _is_picture(name)
+                if is_picture(name)
             )
             if not files:
                 raise ConfigError(f"{folder / label}: holds no picture.", "Remove the folder or fill it.")
@@ -143,10 +130,6 @@ def _open_folder(folder: Path) -> Pictures:
     if not members:
         raise ConfigError(f"{folder}: holds no class folders.", "Sort the pictures as CLASS/NAME.jpg.")
     return Pictures(str(folder), members)
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith(".")
 
 
 def check_classes(pictures: Pictures, num_classes: int, labels: Sequence[str] = ()) -> None:
@@ -166,8 +149,8 @@ def check_classes(pictures: Pictures, num_classes: int, labels: Sequence[str] = 
 
 
 def eval_transform(preprocessing: Preprocessing, resolution: int, normalize: bool = True) -> Transform:
-    """Picture -> (3, R, R): resized, centre-cropped, normalized; uint8 in 0..255 where `normalize` is False."""
-    return create_transform(
+    """Picture -> (3, R, R): resized, cropped, normalized, in the network's order; uint8 RGB without `normalize`."""
+    transform = create_transform(
         resolution,
         crop_pct=preprocessing.crop_ratio,
         interpolation=preprocessing.interpolation,
@@ -175,6 +158,7 @@ def eval_transform(preprocessing: Preprocessing, resolution: int, normalize: boo
         std=preprocessing.std,
         normalize=normalize,
     )
+    return _in_order(transform, preprocessing) if normalize else transform
 
 
 def train_transform(augment: Augment, preprocessing: Preprocessing, resolution: int) -> Transform:
@@ -196,7 +180,17 @@ def train_transform(augment: Augment, preprocessing: Preprocessing, resolution: 
         for operation in part.ops if isinstance(part, RandAugment) else ():
             if operation.aug_fn is posterize:
                 operation.aug_fn = _posterize
+    return _in_order(transform, preprocessing)
+
+
+def _in_order(transform: Any, preprocessing: Preprocessing) -> Transform:
+    if preprocessing.channels == "BGR":
+        transform.transforms.append(_reversed)
     return transform
+
+
+def _reversed(x: Tensor) -> Tensor:
+    return x.flip(-3)
 
 
 def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
@@ -211,9 +205,10 @@ def eval_pixels(images: Sequence[Image.Image], preprocessing: Preprocessing, res
 
 
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 (B, 3, R, R) as the network's float input, bit for bit what `eval_transform` gives."""
+    """uint8 RGB (B, 3, R, R) as the network's float input, bit for bit what `eval_transform` gives."""
     mean, std = (pixels.new_tensor(value, dtype=torch.float32)[:, None, None] for value in _statistics(preprocessing))
-    return pixels.float().div_(255).sub_(mean).div_(std)
+    x = pixels.float().div_(255).sub_(mean).div_(std)
+    return _reversed(x) if preprocessing.channels == "BGR" else x
 
 
 def _statistics(preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:

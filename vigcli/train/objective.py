@@ -10,7 +10,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from vigcli.archs import build
-from vigcli.archs.foreign import read_weights
+from vigcli.archs.foreign import load_into
 from vigcli.config.recipe import Distillation, Recipe
 from vigcli.errors import ConfigError, UnavailableError
 
@@ -71,13 +71,6 @@ def load_teacher(distillation: Distillation, recipe: Recipe, device: str) -> nn.
     if not path.is_file():
         raise UnavailableError(f"{path}: no such file of teacher weights.", "Check --teacher-weights.")
     teacher = build(distillation.teacher, {"num_classes": recipe.num_classes, "resolution": recipe.resolution})
-    try:
-        teacher.load_state_dict(read_weights(path).tensors)
-    except (ConfigError, RuntimeError) as error:
-        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
-        raise ConfigError(
-            f"{path}: does not hold weights of {distillation.teacher} with {recipe.num_classes} classes ({reason}).",
-            "Give the weights that timm publishes for this network, as safetensors or a weights-only .pth.",
-        ) from error
+    load_into(teacher, path, f"{distillation.teacher} with {recipe.num_classes} classes")
     teacher = teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return teacher.eval().requires_grad_(False)
