@@ -299,10 +299,10 @@ def test_a_damaged_onnx_file_is_named(checkpoint: Checkpoint, tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ConfigError, match=r"m\.onnx: ONNX Runtime does not load it"):
         open_runner(path)
-    with pytest.raises(ConfigError, match="no such ONNX file"):
+    with pytest.raises(ConfigError, match="no such package or ONNX file"):
         open_runner(tmp_path / "none.onnx")
     (tmp_path / "folder.onnx").mkdir()
-    with pytest.raises(ConfigError, match="no such ONNX file"):
+    with pytest.raises(ConfigError, match=r"folder\.onnx: ONNX Runtime does not load it"):
         open_runner(tmp_path / "folder.onnx")
 
 

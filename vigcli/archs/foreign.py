@@ -68,7 +68,7 @@ def load_into(model: nn.Module, path: Path | str, what: str) -> None:
     try:
         model.load_state_dict(read_weights(path).tensors)
     except (ConfigError, RuntimeError) as error:
-        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120].rstrip(".")
         raise ConfigError(
             f"{path}: does not hold weights of {what} ({reason}).",
             "Give the weights that timm publishes for this network, as safetensors or a weights-only .pth.",

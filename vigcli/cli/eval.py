@@ -9,8 +9,7 @@ import click
 
 from vigcli.cli.options import Integer, json_option
 from vigcli.cli.output import Progress, emit_json, progress, say, table
-from vigcli.cli.subject import open_subject, subject_options
-from vigcli.errors import UsageError
+from vigcli.cli.subject import check_weights, open_subject, subject_options
 
 if TYPE_CHECKING:
     from vigcli.coreml.runtime import Runner
@@ -58,11 +57,10 @@ def command(
     from vigcli.config.recipe import Data
     from vigcli.train.data import open_data
 
-    if weights is not None and sum(name.startswith("timm:") for name in subjects) != 1:
-        raise UsageError("--weights goes with one timm:NAME.", "vig eval timm:NAME --weights FILE")
-    runners = [open_subject(name, runtime, device, weights) for name in subjects or (None,)]
+    check_weights(subjects, weights)
     data = Data(root=data_root, workers=4) if data_root is not None else Data(source="emoji10", workers=0)
     val = open_data(data, "val")
+    runners = [open_subject(name, runtime, device, weights) for name in subjects or (None,)]
     with progress() as advance:
         measured = [_measured(runner, val, limit, data.workers, advance) for runner in runners]
     if as_json:

@@ -10,7 +10,7 @@ import click
 
 from vigcli.cli.options import Integer, json_option
 from vigcli.cli.output import emit_json, progress, say, table
-from vigcli.cli.subject import is_subject, open_subject, subject_options
+from vigcli.cli.subject import check_weights, is_subject, open_subject, subject_options
 from vigcli.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def command(names: tuple[str, ...], top: int, runtime: str, device: str, weights
     from vigcli.train.pictures import picture_files
 
     subject = names[0] if is_subject(names[0]) else None
+    check_weights(names[:1], weights)
     if len(names) == 1 and subject is not None:
         raise UsageError(f"no picture to run {subject} on is named.", f"vig run {subject} PICTURE...")
     files = picture_files(names[subject is not None :])

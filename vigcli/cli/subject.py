@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vigcli.errors import UnavailableError
+from vigcli.errors import UnavailableError, UsageError
 from vigcli.runs.rundir import RUN_FILE, newest
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ def is_subject(name: str) -> bool:
         or (path / RUN_FILE).is_file()
         or any(next(path.glob(pattern), None) for pattern in FILES)
     )
+
+
+def check_weights(names: Sequence[str], weights: str | None) -> None:
+    """Raise UsageError for a file of weights that is not that of one network of timm."""
+    if weights is not None and [name.startswith(TIMM) for name in names].count(True) != 1:
+        raise UsageError("--weights goes with one timm:NAME.", "Checkpoints and packages have their own.")
 
 
 def open_subject(name: str | None, runtime: Any, device: str, weights: str | None) -> Runner:

@@ -10,7 +10,8 @@ from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Channels
 from vigcli.errors import ConfigError, UsageError
 
-Precision = Literal["fp16", "fp32"]
+UniformPrecision = Literal["fp16", "fp32"]
+Precision = Literal[UniformPrecision, "mixed"]
 MinimumIos = Literal[16, 17, 18]
 Input = Literal["image", "tensor"]
 Output = Literal["probabilities", "logits", "features"]
@@ -30,7 +31,7 @@ class PackageMeta(CheckpointMeta):
     """
 
     checkpoint_sha256: str
-    precision: Literal["fp16", "fp32", "mixed", "int8"]
+    precision: Literal[Precision, "int8"]
     minimum_ios: MinimumIos = 16
     input: Input = "image"
     output: Output = "probabilities"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import logging
+import re
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from vigcli.config.package import (
     Output,
     PackageMeta,
     Precision,
+    UniformPrecision,
     class_labels,
     planned,
     preprocessing_text,
@@ -33,11 +37,15 @@ from vigcli.config.package import (
 from vigcli.config.recipe import Channels, Preprocessing
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.interpreter import Program
+from vigcli.coreml.ranges import check_finite, check_half, kept_in_fp32, reaches
 from vigcli.errors import ConfigError
 from vigcli.files import replacing
+from vigcli.registry import FAMILIES
 
 METADATA_KEY = "vig"
 INPUT_NAME, LOGITS_NAME = "image", "logits"
+
+Progress = Callable[[str, int, int], None]
 
 
 class Deployable(nn.Module):
@@ -86,15 +94,47 @@ def export(
     input: Input = "image",
     output: Output = "probabilities",
     batch: int = 1,
+    images: Tensor | None = None,
+    on_progress: Progress = lambda what, done, total: None,
 ) -> PackageMeta:
     """Write the package of a checkpoint, whole or not at all, and return what it says of itself.
 
+    Args:
+        images: (N, 3, R, R) uint8 RGB pictures on which no result may leave the range of its precision. `mixed` needs
+            them: there the results that would leave fp16's range, and what is computed from these, are kept in fp32.
+
     Raises UsageError for a choice that no package can have, ConfigError for a network whose input is not an RGB image,
-    UnavailableError without coremltools.
+    VigError for one that leaves the range, UnavailableError without coremltools.
     """
     meta = planned(checkpoint.meta, checkpoint_sha256, precision, minimum_ios, input, output, batch)
-    save_package(_convert(checkpoint, meta), meta, path)
+    module = deployable(checkpoint, meta)
+    if images is None:
+        save_package(_convert(module, meta), meta, path)
+    else:
+        model, meta = _within_range(module, meta, images, on_progress)
+        save_package(model, meta, path)
     return meta
+
+
+def _within_range(
+    module: Deployable, meta: PackageMeta, images: Tensor, on_progress: Progress
+) -> tuple[Any, PackageMeta]:
+    """A program that holds all its results on the pictures, and what it says of itself."""
+    blocks = list(meta.arch.named_blocks()) if meta.arch.family in FAMILIES else []
+    kept: set[str] = set()
+    while True:
+        on_progress("converting", 0, 1)
+        model = _convert(module, meta, kept)
+        with tempfile.TemporaryDirectory(prefix="vig-range-") as folder:
+            write_program(model, Path(folder) / "net.mlpackage")
+            program = Program.load(Path(folder) / "net.mlpackage")
+            found = reaches(program, images, on_progress=functools.partial(on_progress, "ranges"))
+        check_finite(program, found, blocks)
+        over = {reach.info.name for reach in found if reach.overflows}
+        if meta.precision != "mixed" or not over - kept:
+            check_half(program, found, len(images), blocks)
+            return model, meta.model_copy(update={"fp32_results": kept_in_fp32(program, meta.precision)})
+        kept |= over
 
 
 def deployable(checkpoint: Checkpoint, meta: PackageMeta) -> Deployable:
@@ -105,12 +145,10 @@ def deployable(checkpoint: Checkpoint, meta: PackageMeta) -> Deployable:
     return Deployable(network, meta.preprocessing, meta.given_channels, meta.output == "probabilities").eval()
 
 
-def _convert(checkpoint: Checkpoint, meta: PackageMeta) -> Any:
-    module, shape = deployable(checkpoint, meta), meta.input_shape
-    pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
-    return to_program(
-        module, pixels, "fp16" if meta.precision == "fp16" else "fp32", meta.minimum_ios, **_interface(module, meta)
-    )
+def _convert(module: Deployable, meta: PackageMeta, fp32_results: Collection[str] = ()) -> Any:
+    pixels = torch.randint(0, 256, meta.input_shape, generator=torch.Generator().manual_seed(0)).float()
+    precision: UniformPrecision = "fp32" if meta.precision == "fp32" else "fp16"
+    return to_program(module, pixels, precision, meta.minimum_ios, fp32_results, **_interface(module, meta))
 
 
 def _interface(module: Deployable, meta: PackageMeta) -> dict[str, Any]:
@@ -129,12 +167,18 @@ def _interface(module: Deployable, meta: PackageMeta) -> dict[str, Any]:
 
 
 def to_program(
-    module: nn.Module, example: Tensor, precision: Precision, minimum_ios: MinimumIos, **interface: Any
+    module: nn.Module,
+    example: Tensor,
+    precision: UniformPrecision,
+    minimum_ios: MinimumIos,
+    fp32_results: Collection[str] = (),
+    **interface: Any,
 ) -> Any:
     """The ML Program of a deployed module as coremltools makes it of a trace; nothing is loaded or written.
 
     Args:
         example: an input, whose shape the program is fixed to.
+        fp32_results: of an fp16 program, results by name that are computed in fp32, and what reads them too.
         interface: what coremltools is told of inputs and outputs: `inputs`, `outputs`, `classifier_config`.
     """
     ct = coremltools()
@@ -143,11 +187,27 @@ def to_program(
         return ct.convert(
             traced,
             convert_to="mlprogram",
-            compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+            compute_precision=_half_but_for(fp32_results) if precision == "fp16" else ct.precision.FLOAT32,
             minimum_deployment_target=getattr(ct.target, f"iOS{minimum_ios}"),
             skip_model_load=True,
             **interface,
         )
+
+
+def _half_but_for(fp32_results: Collection[str]) -> Any:
+    """fp16 as coremltools takes it. It is asked by the trace's names (`x.1`, `115`), of which a program makes others
+    (`x_1_cast_fp16`, `var_115`)."""
+    names = {name.removesuffix("_cast_fp16") for name in fp32_results}
+
+    def is_half(op: Any) -> bool:
+        given = [value for value in op.inputs.values() if value is not None]
+        values = [one for value in given for one in (value if isinstance(value, list | tuple) else (value,))]
+        return names.isdisjoint(spelt(value.name) for value in (*op.outputs, *values))
+
+    def spelt(name: str) -> str:
+        return re.sub(r"\W", "_", name if not name[0].isdigit() else f"var_{name}", flags=re.ASCII)
+
+    return coremltools().transform.FP16ComputePrecision(op_selector=is_half)
 
 
 def save_package(model: Any, meta: PackageMeta, path: Path | str) -> None:

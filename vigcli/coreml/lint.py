@@ -20,14 +20,14 @@ from vigcli.coreml.op_blocks import op_blocks
 from vigcli.errors import ConfigError
 
 _PLAN = "compute plan of an M3 Pro in github.com/roboflow/rf-detr/pull/1495"
-_GUIDE = "ane-guide.readthedocs.io, chapters 4 and 17 (an M1, taken apart)"
+_GUIDE = "ane-guide.readthedocs.io, chapter 17 (an M1, taken apart)"
 
 
 class Rule(NamedTuple):
     """A kind of finding.
 
     Attributes:
-        leaves: whether such an operation is reported to run on the CPU or the GPU while others are on the Neural Engine.
+        leaves: whether such an operation is reported not to run on the Neural Engine.
     """
 
     leaves: bool
@@ -44,11 +44,8 @@ RULES = {
         "picking the greatest is reported to run on the CPU, with what reads by its answer",
         f"{_PLAN}; 1.75 ms of an iPhone 17 Pro in github.com/apple/coreai-torch/issues/66",
     ),
-    "sort": Rule(True, "the M1's code generator is reported to refuse it", _GUIDE),
     "tile": Rule(True, "reported to run on the CPU beside a top-k", _PLAN),
-    "no hardware": Rule(True, "reported to have no hardware on any Neural Engine", _GUIDE),
     "wide argmax": Rule(True, "along more than 2,048 elements it is reported to be refused", _GUIDE),
-    "rank": Rule(True, "tensors of more than 5 dimensions are reported to be refused", "aneforge.readthedocs.io"),
     "size": Rule(
         True, "a dimension above 16,384 (of channels: 65,536) is reported to be refused", f"{_GUIDE}; of 16,384 others"
     ),
@@ -76,26 +73,20 @@ RULES = {
         False, "a result of more than 2 MB may not stay on the chip", f"{_GUIDE}; the latency table fits the same step"
     ),
 }
-KINDS = {  # operations that are findings whatever their shapes
-    "gather": "gather", "gather_along_axis": "gather", "gather_nd": "gather",
-    "topk": "top-k", "argsort": "sort", "tile": "tile",
-    "scatter": "no hardware", "scatter_along_axis": "no hardware", "scatter_nd": "no hardware",
-    "reduce_prod": "no hardware", "gru": "no hardware", "lstm": "no hardware", "rnn": "no hardware",
-}  # fmt: skip
-CHOICES = ("topk", "argsort", "reduce_argmin", "reduce_argmax")  # whose answers are places, not values
+KINDS = {"gather": "gather", "gather_along_axis": "gather", "topk": "top-k", "tile": "tile"}  # whatever their shapes
+CHOICES = ("topk", "reduce_argmin", "reduce_argmax")  # whose answers are places, not values
 LAYOUT = ("transpose", "reshape", "expand_dims", "squeeze")
 LAYOUT_ELEMENTS = 4096  # up to which latency tables do not count a permutation either
-MOST_DIMENSIONS, MOST_ELEMENTS, MOST_CHANNELS, MOST_ARGMAX, LARGE_BYTES = 5, 16_384, 65_536, 2048, 2_000_000
+MOST_ELEMENTS, MOST_CHANNELS, MOST_ARGMAX, LARGE_BYTES = 16_384, 65_536, 2048, 2_000_000
 BYTES = {"fp32": 4, "int32": 4, "fp16": 2, "int16": 2, "uint16": 2}  # of other types 1
-_CHOOSING = ("gather", "top-k", "sort", "tile")
 
 
 def _choosing(text: str) -> dict[str, str]:
-    return dict.fromkeys(_CHOOSING, text)
+    return dict.fromkeys(("gather", "top-k", "tile"), text)
 
 
 _STAGE = "--set {stage}.mixer=mgc: links that do not depend on the picture"
-_STATIC = "none keeps this graph; mobilevig, mobilevigv2 (fixed links) and greedyvig (masked ones) need no such operation"
+_STATIC = "none keeps this graph; mobilevig and mobilevigv2 (fixed links) and greedyvig (masked) need none such"
 _SMALLER = "--resolution, smaller"
 _MOBILE = {**_choosing(_STAGE), "cast": _STAGE, "layout": _STAGE, "large": _SMALLER}
 _PATCHES = {"layout": "--set attention=separable: fewer, if it is multi_head", "large": _SMALLER}
@@ -171,7 +162,7 @@ def lint(program: Program, blocks: Sequence[str] = ()) -> Lint:
     blocks = blocks or (list(arch.named_blocks()) if arch and arch.family in SETTINGS else ())
     places = op_blocks(program, blocks)
     network = _Network(program)
-    num_ops: Counter[str] = Counter({block: 0 for block in blocks})
+    num_ops: Counter[str] = Counter(dict.fromkeys(blocks, 0))
     macs: Counter[str] = Counter(num_ops)
     findings = [
         Finding("dynamic shape", next(iter(places.values()), ""), "input", feature.name, _shape(feature.shape),
@@ -241,7 +232,10 @@ class _Network:
 
     def __init__(self, program: Program):
         self.steps = program.steps
-        self.shapes: dict[str, tuple[int | None, ...]] = {f.name: f.shape or () for f in program.inputs}
+        self.shapes: dict[str, tuple[int | None, ...]] = {
+            name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in program.constants.items()
+        }  # those that stand among variables, as in a concat
+        self.shapes |= {feature.name: feature.shape or () for feature in program.inputs}
         self.types: dict[str, str] = {f.name: f.type.dtype if f.type else "" for f in program.inputs}
         for info in (info for step in self.steps for info in step.outputs):
             self.shapes[info.name] = info.type.shape if info.type else ()
@@ -268,7 +262,7 @@ class _Network:
         )
 
     def macs(self, step: Step) -> int:
-        """Multiplications with an addition, of convolution, linear and matmul."""
+        """Multiplications with an addition, of convolution, linear, matmul and attention."""
         number = self.elements(step.outputs[0].name)
         weight = step.constants.get("weight")
         if step.op.name in ("conv", "linear") and isinstance(weight, Tensor):
@@ -277,6 +271,9 @@ class _Network:
             return self.elements(step.outputs[0].inputs[0]) * weight[0].numel()
         if step.op.name == "matmul":
             return number * (self._side(step, "x", -1, -2) or self._side(step, "y", -2, -1) or 0)
+        if step.op.name == "scaled_dot_product_attention":
+            tokens = self.shapes[step.variables["key"][0]][-2] or 0
+            return (self.elements(step.variables["query"][0]) + number) * tokens
         return 0
 
     def _side(self, step: Step, side: str, axis: int, transposed: int) -> int | None:
@@ -335,7 +332,6 @@ def _is_large(step: Step, info: OpInfo, network: _Network) -> bool:
 
 _CHECKS: dict[str, Callable[[Step, OpInfo, _Network], Any]] = {
     "wide argmax": _is_wide_argmax,
-    "rank": lambda step, info, network: len(network.shapes[info.name]) > MOST_DIMENSIONS,
     "size": _is_over_size,
     "dynamic shape": _is_first_of_dynamic_shape,
     "fp32": _is_fp32,

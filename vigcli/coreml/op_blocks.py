@@ -24,7 +24,7 @@ def op_blocks(program: Program, blocks: Sequence[str] = ()) -> dict[str, str]:
         blocks: names such as `stages[0].blocks[1]`, in the order in which they run. Without them, as of a package
             that is another's, a block is told by the first number in a weight's name: `features[3]`, else `classifier`.
     """
-    prefixes = {_prefix(block): block for block in blocks}
+    prefixes = {weights_begin(block): block for block in blocks}
     order = list(blocks)
     place: dict[str, int] = {}
     for step in program.steps:
@@ -36,7 +36,7 @@ def op_blocks(program: Program, blocks: Sequence[str] = ()) -> dict[str, str]:
     return {name: order[i] if order else "" for name, i in place.items()}
 
 
-def _prefix(block: str) -> str:
+def weights_begin(block: str) -> str:
     """How the weights of a block begin: `stages[0].blocks[1]` -> `network_stages_0_1_`."""
     return NETWORK + block.replace(".blocks[", "_").replace("[", "_").replace("]", "").replace(".", "_") + "_"
 
@@ -54,6 +54,6 @@ def _block_of_weight(name: str, prefixes: dict[str, str]) -> str:
 
 
 def module_of(step: Step) -> str:
-    """The module, in the spelling of weights (`network_stages_1_2_mixer_0`), that has the step's weights; else empty."""
+    """The module that has the weights of a step, in their spelling: `network_stages_1_2_mixer_0`; empty without."""
     found = [weight["module"] for name in step.constant_names if (weight := _WEIGHT.fullmatch(name))]
     return found[0] if found else ""

@@ -99,6 +99,8 @@ def open_runner(path: Path | str, runtime: Runtime = "auto") -> Runner:
     if runtime == "coreml" and not on_mac:
         hint = "Leave it out: vig's interpreter runs packages here."
         raise UnavailableError("--runtime coreml: CoreML runs on macOS alone.", hint)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such package or ONNX file.", "`vig export` writes one.")
     if path.suffix == ".onnx":
         return _onnx_runner(path)
     program = Program.load(path)
@@ -185,15 +187,19 @@ def _coreml(program: Program) -> Predict:
         try:
             answers = [answer[wanted] for answer in model.predict([{feature.name: given(part)} for part in parts])]
         except Exception as error:  # coremltools raises what CoreML says as it comes
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
             hint = "`--runtime interpreter` runs it without CoreML."
-            raise VigError(f"{program.path}: CoreML does not run it: {reason}.", hint) from error
+            raise VigError(f"{program.path}: CoreML does not run it: {_short(error)}.", hint) from error
         if labels is not None:
             answers = [[[answer[label] for label in labels]] for answer in answers]
         scores = np.concatenate([np.asarray(answer, np.float32).reshape(batch, -1) for answer in answers])
         return torch.from_numpy(scores[: len(images)])
 
     return predict
+
+
+def _short(error: Exception) -> str:
+    """What a runtime complains of, in a line."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 def _padded(images: Tensor, batch: int) -> Tensor:
@@ -207,16 +213,13 @@ _ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tens
 
 def _onnx_runner(path: Path) -> Runner:
     """An ONNX file of `vig export`, whose metadata is that of a package."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such ONNX file.", "`vig export --target onnx` writes one.")
     runtime = onnxruntime()
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors alone
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of a private type for each thing that is wrong
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{path}: ONNX Runtime does not load it: {reason}.", "Export it again.") from error
+        raise ConfigError(f"{path}: ONNX Runtime does not load it: {_short(error)}.", "Export it again.") from error
     meta = _onnx_meta(session, path)
     given, wanted = session.get_inputs()[0], session.get_outputs()[0].name
     dtype = _ONNX_TYPES.get(given.type)
@@ -231,8 +234,7 @@ def _onnx_runner(path: Path) -> Runner:
             try:
                 scores.append(np.asarray(session.run([wanted], {given.name: pixels})[0], np.float32))
             except Exception as error:
-                reason = " ".join(str(error).split())[:160]
-                raise ConfigError(f"{path}: does not run: {reason}.", "Export it again.") from error
+                raise ConfigError(f"{path}: does not run: {_short(error)}.", "Export it again.") from error
         return torch.from_numpy(np.concatenate(scores)[: len(images)])
 
     return _runner_of(meta, str(path), f"ONNX Runtime {runtime.__version__}, CPU", predict, BATCH)
