@@ -190,6 +190,8 @@ def test_a_configuration_survives_its_text(name: str) -> None:
         variant_name(config.changed({"resolution": 192, "num_classes": 3}) if name.endswith("ti") else config) == name
     )
     width = "stages[0].width" if "stages" in type(config).model_fields else "width"
+    for rate in {"dropout", "drop_path_rate"} & set(type(config).model_fields):  # of training alone
+        assert variant_name(config.changed({rate: 0.25})) == name
     assert variant_name(config.changed({width: config.stage_shapes()[0].width + 4})) is None
 
 

@@ -70,7 +70,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     data = {
         "arch": arch,
         "epochs": draw(st.integers(30, 400)), "batch_size": draw(st.integers(1, 4096)),
-        "optimizer": {"lr": draw(st.floats(1e-9, 10)), "name": draw(st.sampled_from(["adamw", "sgd"]))},
+        "optimizer": {"lr": draw(st.floats(1e-5, 10)), "name": draw(st.sampled_from(["adamw", "sgd"]))},
         "data": {"root": draw(st.none() | TEXT | TRICKY)},
         "ema_decay": draw(st.none() | st.floats(0.01, 0.999)),
     }  # fmt: skip

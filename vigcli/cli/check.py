@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,15 @@ from vigcli.cli.options import json_option
 from vigcli.cli.output import emit_json, say, table
 from vigcli.config.load import Strict, read_yaml
 from vigcli.errors import UsageError
+from vigcli.registry import resolve
 from vigcli.units import format_many
 
 SCHEMAS = ("recipe", "space", "table")
+_READERS = {  # resolved on use: a table is read without torch
+    "table": "vigcli.latency.table:load_table",
+    "checkpoint": "vigcli.archs.checkpoint:load_checkpoint",
+    "package": "vigcli.coreml.convert:package_meta",
+}
 
 
 def space_records(path: Path | str) -> list[dict[str, Any]]:
@@ -25,14 +30,6 @@ def space_records(path: Path | str) -> list[dict[str, Any]]:
         {"space": s.name, "size": s.size, "base": s.base, "published_inside": list(variants_inside(s))}
         for s in load_spaces(path)
     ]
-
-
-def _load(kind: str, path: str) -> None:
-    from vigcli.config.recipe import load_recipe
-    from vigcli.latency.table import load_table
-
-    loaders: dict[str, Callable[[str], Strict]] = {"recipe": load_recipe, "table": load_table}
-    loaders[kind](path)
 
 
 def _model(kind: str) -> type[Strict]:
@@ -51,6 +48,8 @@ def _model(kind: str) -> type[Strict]:
 def command(file: str | None, schema: str | None, as_json: bool) -> None:
     """Validate FILE (a recipe, search space, latency table, checkpoint or CoreML package) and say what it is.
 
+    Of a recipe all values are shown, with those of its base and the defaults.
+
     Example:  vig check my_recipe.yaml
     """
     if schema is not None:
@@ -58,37 +57,47 @@ def command(file: str | None, schema: str | None, as_json: bool) -> None:
         return
     if file is None:
         raise UsageError("nothing to check.", "Name a file, or --schema recipe.")
-    if Path(file).suffix == ".safetensors":
-        from vigcli.archs.checkpoint import load_checkpoint
-
-        load_checkpoint(file)
-        kind = "checkpoint"
-    elif Path(file).suffix == ".mlpackage":
-        from vigcli.coreml.convert import package_meta
-
-        package_meta(file)
-        kind = "package"
-    elif (kind := _kind(file)) != "space":
-        _load(kind, file)
-    about: dict[str, Any] = {}
-    if kind == "space":
-        about["spaces"] = space_records(file)
-        if not as_json:
-            rows = [
-                (r["space"], format_many(r["size"]), r["base"], ", ".join(r["published_inside"]) or "none")
-                for r in about["spaces"]
-            ]
-            table(("space", "networks", "base", "published networks inside"), rows)
+    kind = _kind(file)
+    about = _checked(kind, file)
+    if not as_json:
+        _show(kind, about)
     say(f"{file}: a valid {kind}.")
     if as_json:
         emit_json({"file": file, "kind": kind, "valid": True, **about})
 
 
 def _kind(file: str) -> str:
-    """What a YAML file means to be, by the keys that only one kind has."""
+    """What a file means to be: a YAML file by the keys that only one kind has."""
+    if (suffix := Path(file).suffix) in (".safetensors", ".mlpackage"):
+        return "checkpoint" if suffix == ".safetensors" else "package"
     data, _ = read_yaml(file)
     keys = set(data) if isinstance(data, dict) else set()
-    for kind, marks in (("table", {"device", "model"}), ("space", {"genes", "base", "spaces"})):
+    for kind, marks in (("table", {"device", "model"}), ("space", {"genes", "spaces", "trained_shapes"})):
         if keys & marks:
             return kind
     return "recipe"
+
+
+def _checked(kind: str, file: str) -> dict[str, Any]:
+    """What is to be told of a file that is sound. Raises ConfigError for one that is not."""
+    if kind == "space":
+        return {"spaces": space_records(file)}
+    if kind == "recipe":
+        from vigcli.config.recipe import load_recipe
+
+        return {"recipe": load_recipe(file).model_dump(mode="json")}
+    resolve(_READERS[kind])(file)
+    return {}
+
+
+def _show(kind: str, about: dict[str, Any]) -> None:
+    if kind == "recipe":
+        from vigcli.config.load import dump_yaml
+
+        click.echo(dump_yaml(about["recipe"]), nl=False)
+    elif kind == "space":
+        rows = [
+            (r["space"], format_many(r["size"]), r["base"], ", ".join(r["published_inside"]) or "none")
+            for r in about["spaces"]
+        ]
+        table(("space", "networks", "base", "published networks inside"), rows)

@@ -11,7 +11,7 @@ from vigcli.cli.output import emit_json, say
 from vigcli.config.archs import VARIANTS
 from vigcli.errors import ConfigError, UsageError, did_you_mean
 from vigcli.files import write_text
-from vigcli.paths import KINDS, builtin_names, find_builtin
+from vigcli.paths import KINDS, builtin_folder, builtin_names, find_builtin
 
 
 @click.command()
@@ -21,6 +21,8 @@ from vigcli.paths import KINDS, builtin_names, find_builtin
 @json_option
 def command(name: str, target: str | None, force: bool, as_json: bool) -> None:
     """Copy the built-in search space, latency table or recipe NAME to TARGET (default: NAME.yaml here).
+
+    A recipe that builds on others is copied with all their values, so that it stands alone.
 
     Example:  vig cp v2_s my_recipe.yaml
     """
@@ -35,7 +37,15 @@ def command(name: str, target: str | None, force: bool, as_json: bool) -> None:
         path = path / source.name
     if path.exists() and not force:
         raise UsageError(f"{path}: exists already.", "Choose another name, or --force.")
-    write_text(path, source.read_text(encoding="utf-8"))
+    write_text(path, _text(source))
     say(f"Wrote {path}.")
     if as_json:
         emit_json({"name": name, "source": str(source), "path": str(path)})
+
+
+def _text(source: Path) -> str:
+    if source.parent != builtin_folder("recipe"):
+        return source.read_text(encoding="utf-8")
+    from vigcli.config.recipe_file import whole_text
+
+    return whole_text(source)

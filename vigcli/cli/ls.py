@@ -35,6 +35,9 @@ def command(kind: str | None, name: str | None, as_json: bool) -> None:
     if as_json:
         emit_json(found)
         return
+    if kind == "recipes":
+        _recipes()
+        return
     table(("kind", "name", "what it is"), [(k, entry, what) for k in found for entry, what in found[k].items()])
 
 
@@ -46,9 +49,22 @@ def _entries(kind: str) -> dict[str, str]:
             name: f"{config.family}, {config.resolution} px; published: {PUBLISHED[name].source}"
             for name, config in VARIANTS.items()
         }
+    if kind == "recipes":
+        from vigcli.config.recipe_list import glances
+
+        return {each.name: f"{each.title}{f'; top-1 % {each.top1}' if each.top1 else ''}" for each in glances()}
     singular = kind.removesuffix("s")
     entries = {name: _first_comment(singular, name) for name in builtin_names(singular)}
     return {name: f"{what} {_size_of(name)}" for name, what in entries.items()} if kind == "spaces" else entries
+
+
+def _recipes() -> None:
+    """What tells them apart, and the accuracy to expect."""
+    from vigcli.config.recipe_list import glances
+
+    rows = [(r.name, r.network, r.resolution, r.epochs, r.batch_size, r.top1, r.teacher) for r in glances()]
+    table(("recipe", "network", "px", "epochs", "batch", "top-1 %", "teacher"), rows)
+    say("A published top-1 was not reproduced here. The file tells cost and needs: vig cp NAME")
 
 
 def _size_of(space: str) -> str:

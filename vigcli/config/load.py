@@ -22,6 +22,8 @@ from vigcli.errors import ConfigError, UsageError, did_you_mean
 
 MAX_YAML_BYTES = 1_000_000
 Location = tuple[str | int, ...]
+Places = dict[Location, str]
+"""Where each key and item stands, as `file:line`."""
 T = TypeVar("T", bound="Strict")
 
 
@@ -115,15 +117,15 @@ def apply_settings(data: Any, settings: Sequence[str]) -> None:
 # ---------------------------------------------------------------------------------------------------- YAML
 
 
-def parse_yaml(text: str, name: str) -> tuple[Any, dict[Location, int]]:
-    """YAML text as plain data, with the line of every key and item.
+def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
+    """YAML text as plain data, with the place of every key and item.
 
     Raises ConfigError with `name:line` for a syntax error, a duplicate key, an alias or a foreign tag.
     """
-    lines: dict[Location, int] = {}
+    places: Places = {}
 
     def plain(node: yaml.Node, location: Location) -> Any:
-        lines.setdefault(location, node.start_mark.line + 1)
+        places.setdefault(location, f"{name}:{node.start_mark.line + 1}")
         if isinstance(node, yaml.SequenceNode):
             return [plain(item, (*location, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
@@ -136,7 +138,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Location, int]]:
                 if key in result:
                     path = join_path((*location, key))
                     raise ConfigError(f"{where}: {path}: this key stands twice.", "Keep one of the two.")
-                lines[(*location, key)] = key_node.start_mark.line + 1
+                places[(*location, key)] = where
                 result[key] = plain(value_node, (*location, key))
             return result
         return checked(node, None)
@@ -154,7 +156,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Location, int]]:
 
     try:
         loader, node = composed(text, name)
-        return (plain(node, ()) if node is not None else None), lines
+        return (plain(node, ()) if node is not None else None), places
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark is not None else name
@@ -180,9 +182,12 @@ def read_text(path: Path | str) -> str:
         raise ConfigError(f"{path}: is not UTF-8 text.", "Save it as UTF-8, if it is a text.") from error
 
 
-def read_yaml(path: Path | str) -> tuple[Any, dict[Location, int]]:
-    """A YAML file as plain data, with the line of every key and item."""
-    return parse_yaml(read_text(path), str(path))
+def read_yaml(path: Path | str) -> tuple[Any, Places]:
+    """A YAML file as plain data, with the place of every key and item. Raises ConfigError where it holds nothing."""
+    data, places = parse_yaml(read_text(path), str(path))
+    if data is None:
+        raise ConfigError(f"{path}: is empty.", "`vig cp` gives a file to start from.")
+    return data, places
 
 
 def load(model: type[T], path: Path | str, settings: Sequence[str] = ()) -> T:
@@ -190,22 +195,25 @@ def load(model: type[T], path: Path | str, settings: Sequence[str] = ()) -> T:
 
     The file must be valid by itself: then a complaint is either the file's, with its line, or that of `--set`.
     """
-    data, lines = read_yaml(path)
-    if data is None:
-        raise ConfigError(f"{path}: is empty.", "`vig cp` gives a file to start from.")
-    config = parse_as(model, data, str(path), lines)
+    data, places = read_yaml(path)
+    return parse_settings(model, data, settings, str(path), places)
+
+
+def parse_settings(model: type[T], data: Any, settings: Sequence[str], name: str, places: Mapping[Location, str]) -> T:
+    """Plain data as a validated model, then with `--set` items applied."""
+    config = parse_as(model, data, name, places)
     if settings:
         apply_settings(data, settings)
         config = parse_as(model, data, "--set")
     return config
 
 
-def parse_as(model: type[T], data: Any, name: str = "", lines: Mapping[Location, int] | None = None) -> T:
+def parse_as(model: type[T], data: Any, name: str = "", places: Mapping[Location, str] | None = None) -> T:
     """Plain data as a validated model; pydantic's complaint becomes one ConfigError."""
     try:
         return model.parse(data)
     except pydantic.ValidationError as error:
-        raise explain(error, model, name, lines or {}) from None
+        raise explain(error, model, name, places or {}) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{name or model.__name__}: {error}.", "Use plain values.") from None
 
@@ -224,7 +232,7 @@ def dump_yaml(data: Any) -> str:
 
 
 def explain(
-    error: pydantic.ValidationError, model: type[Strict], name: str, lines: Mapping[Location, int]
+    error: pydantic.ValidationError, model: type[Strict], name: str, places: Mapping[Location, str]
 ) -> ConfigError:
     """The first of pydantic's complaints as one sentence with file, line, path and a hint."""
     complaints = error.errors(include_url=False)
@@ -232,8 +240,8 @@ def explain(
     complaint = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
     location, fields = _resolve(model, complaint["loc"])
     path = join_path(location)
-    line = next((lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in lines), None)
-    where = ": ".join(part for part in (f"{name}:{line}" if name and line else name, path) if part)
+    place = next((places[location[:n]] for n in range(len(location), -1, -1) if location[:n] in places), name)
+    where = ": ".join(part for part in (place, path) if part)
     what, hint = _sentence(complaint, location, fields)
     others = {c["loc"] for c in complaints} - {complaint["loc"][:n] for n in range(len(complaint["loc"]) + 1)}
     more = f" (and {len(others)} more)" if others else ""  # what holds the culprit is not another

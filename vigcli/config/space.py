@@ -86,21 +86,21 @@ class MixedSpace(Strict):
 
 def load_spaces(path: Path | str) -> tuple[SearchSpace, ...]:
     """The members of a mixed space, or a plain one alone; see `load_space`. Raises ConfigError with file:line."""
-    data, lines = _read(path)
+    data, places = read_yaml(path)
     if not is_mixed(data):
-        return (_checked(path, data, lines),)
-    members = parse_as(MixedSpace, data, str(path), lines).spaces
+        return (_checked(path, data, places),)
+    members = parse_as(MixedSpace, data, str(path), places).spaces
     found: dict[str, SearchSpace] = {}
     for i, member in enumerate(members):
-        where = f"{path}:{lines[('spaces', i)]}: spaces[{i}]"
+        where = f"{places[('spaces', i)]}: spaces[{i}]"
         try:
             file = find_builtin("space", member) or find_file("space", str(Path(path).parent / member))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}", error.hint) from None
-        held, held_lines = _read(file)
+        held, held_places = read_yaml(file)
         if is_mixed(held):
             raise ConfigError(f"{where}: {member} is mixed itself.", "List its members instead.")
-        space = _checked(file, held, held_lines)
+        space = _checked(file, held, held_places)
         if space.name in found:
             raise ConfigError(f"{where}: a space '{space.name}' stands twice.", "Keep one, or give it another name.")
         found[space.name] = space
@@ -109,10 +109,10 @@ def load_spaces(path: Path | str) -> tuple[SearchSpace, ...]:
 
 def load_space(path: Path | str) -> SearchSpace:
     """A plain search-space file, every path and value checked against its base. Raises ConfigError with file:line."""
-    data, lines = _read(path)
+    data, places = read_yaml(path)
     if is_mixed(data):
-        raise ConfigError(f"{path}:{lines[('spaces',)]}: mixes spaces, and one is wanted.", "Name one of its members.")
-    return _checked(path, data, lines)
+        raise ConfigError(f"{places[('spaces',)]}: mixes spaces, and one is wanted.", "Name one of its members.")
+    return _checked(path, data, places)
 
 
 def named_spaces(names: Iterable[str] = ()) -> tuple[SearchSpace, ...]:
@@ -161,24 +161,17 @@ def is_mixed(data: Any) -> bool:
     return isinstance(data, dict) and "spaces" in data
 
 
-def _read(path: Path | str) -> tuple[Any, Mapping[Location, int]]:
-    data, lines = read_yaml(path)
-    if data is None:
-        raise ConfigError(f"{path}: is empty.", "`vig cp` gives a file to start from.")
-    return data, lines
-
-
-def _checked(path: Path | str, data: Any, lines: Mapping[Location, int]) -> SearchSpace:
-    space = parse_as(SearchSpace, data, str(path), lines)
+def _checked(path: Path | str, data: Any, places: Mapping[Location, str]) -> SearchSpace:
+    space = parse_as(SearchSpace, data, str(path), places)
     if not space.name:
         space = space.model_copy(update={"name": Path(path).stem})
     base = arch_config(space.base)
     if isinstance(base, TimmConfig):
         hint = "`vig ls archs` lists the networks that can be searched around."
-        raise ConfigError(f"{path}:{lines[('base',)]}: base: a network of timm has no parts to choose.", hint)
+        raise ConfigError(f"{places[('base',)]}: base: a network of timm has no parts to choose.", hint)
     plain = base.model_dump(mode="json")
     for gene, choices in space.genes.items():
-        where = f"{path}:{lines[('genes', gene)]}: genes"
+        where = f"{places[('genes', gene)]}: genes"
         try:
             get_path(plain, gene)
         except (ConfigError, UsageError) as error:
@@ -195,11 +188,11 @@ def _checked(path: Path | str, data: Any, lines: Mapping[Location, int]) -> Sear
     for variant in space.trained_shapes.variants if space.trained_shapes else ():
         if type(arch_config(variant)) is not type(base):
             what = f"trained_shapes: {variant} is of another family than {space.base}."
-            raise ConfigError(f"{path}:{lines[('trained_shapes',)]}: {what}", "Leave it out.")
+            raise ConfigError(f"{places[('trained_shapes',)]}: {what}", "Leave it out.")
     try:
         sample(space, base, random.Random(0).randrange)
     except ConfigError as error:
-        raise ConfigError(f"{path}:{lines[('genes',)]}: genes: {error}", error.hint) from None
+        raise ConfigError(f"{places[('genes',)]}: genes: {error}", error.hint) from None
     return space
 
 
@@ -228,4 +221,4 @@ def encode(space: SearchSpace, base: ArchConfig, config: ArchConfig) -> tuple[in
     if any(value not in choices for value, choices in zip(values, space.genes.values(), strict=True)):
         return None
     candidate = tuple(choices.index(v) for v, choices in zip(values, space.genes.values(), strict=True))
-    return candidate if space.config(base, candidate) == config else None
+    return candidate if space.config(base, candidate).is_network(config) else None

@@ -235,12 +235,8 @@ def _changed(network: Named, changes: Mapping[str, Any]) -> ArchConfig:
 
 
 def _shortened(recipe: Recipe, config: ArchConfig, data: Data, epochs: int, seed: int) -> Recipe:
-    part = epochs / recipe.epochs
-    schedule = recipe.schedule.changed(
-        {key: part * getattr(recipe.schedule, key) for key in ("warmup_epochs", "cooldown_epochs")}
-    )
+    schedule = recipe.schedule.shortened(epochs / recipe.epochs)
     changes = {
-        "arch": config, "resolution": config.resolution, "num_classes": config.num_classes, "data": data,
-        "epochs": epochs, "schedule": schedule, "ema_decay": None, "distillation": None, "seed": seed,
+        "data": data, "epochs": epochs, "schedule": schedule, "ema_decay": None, "distillation": None, "seed": seed,
     }  # fmt: skip
-    return Recipe.parse(recipe.model_copy(update=changes).model_dump(mode="json"))
+    return Recipe.parse(recipe.with_network(config).model_copy(update=changes).model_dump(mode="json"))

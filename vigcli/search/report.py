@@ -70,7 +70,7 @@ def save(
 
 def save_recipe(recipe: Recipe, config: ArchConfig, comment: str, run: Path) -> None:
     """Write `recipe.yaml`: the recipe with a network that was found."""
-    changes: dict[str, Any] = {"arch": config, "resolution": config.resolution, "num_classes": config.num_classes}
+    found = recipe.with_network(config)
     if not getattr(config, "distilled", False):
-        changes["distillation"] = None  # there is no head that could learn the teacher's answer
-    write_text(run / RECIPE_FILE, f"# {comment}\n{dump(recipe.model_copy(update=changes))}")
+        found = found.model_copy(update={"distillation": None})  # no head is there for the teacher's answer
+    write_text(run / RECIPE_FILE, f"# {comment}\n{dump(found)}")

@@ -25,7 +25,7 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> CosineLRScheduler:
     """The learning rate as a function of the step: warm-up, a whole half-cosine, cool-down at `min_lr`."""
     schedule = recipe.schedule
-    warmup, cooldown = (round(epochs * steps) for epochs in (schedule.warmup_epochs, schedule.cooldown_epochs))
+    warmup, cooldown = schedule.warmup(steps), round(schedule.cooldown_epochs * steps)
     return CosineLRScheduler(
         optimizer,
         t_initial=max(2, recipe.epochs * steps - warmup - cooldown),

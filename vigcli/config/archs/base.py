@@ -93,6 +93,12 @@ class ArchConfig(Strict):
         """All blocks in the order in which they run."""
         return tuple(block for segment in self.segments() for block in segment)
 
+    def is_network(self, other: ArchConfig) -> bool:
+        """Whether both build the same network; what matters in training alone (dropout, drop path) may differ."""
+        return type(self) is type(other) and [b.counted() for b in self.blocks()] == [
+            b.counted() for b in other.blocks()
+        ]
+
 
 class Published(NamedTuple):
     """What a paper prints of a variant; `top1` in percent on ImageNet-1k, `latency_ms` on its `device`."""

@@ -209,14 +209,19 @@ _DIMS = {"xxs": (64, 80, 96), "xs": (96, 120, 144), "s": (144, 192, 240)}
 _DEPTHS, _FAST = (2, 4, 3), (2, 2, 3)
 
 
+def _of_size(size: str) -> dict[str, Any]:
+    """What the smallest of three sizes has less of; its dropout is in the authors' configurations alone."""
+    return {"expansion": 2, "dropout": 0.05} if size == "xxs" else {"expansion": 4, "dropout": 0.1}
+
+
 def _mobilevit(size: str, widths: tuple[int, ...], head_width: int) -> MobileViTConfig:
     stages = _stages((1, 3), widths, _DEPTHS, _DIMS[size])
-    return MobileViTConfig(stages=stages, head_width=head_width, expansion=2 if size == "xxs" else 4)
+    return MobileViTConfig(stages=stages, head_width=head_width, **_of_size(size))
 
 
 def _mobilevitv3(size: str, widths: tuple[int, ...], head_width: int, depths: tuple[int, ...]) -> MobileViTv3Config:
     stages = _stages((1, 3), widths, depths, _DIMS[size])
-    return MobileViTv3Config(stages=stages, head_width=head_width, expansion=2 if size == "xxs" else 4)
+    return MobileViTv3Config(stages=stages, head_width=head_width, **_of_size(size))
 
 
 def _scaled(percent: int) -> tuple[int, tuple[TransformerStage, ...]]:
