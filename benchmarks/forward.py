@@ -28,7 +28,8 @@ from plain import plain
 from torch import Tensor, nn
 
 from vigcli.archs import build, inference_form
-from vigcli.config.archs import VARIANTS
+from vigcli.config.archs import VARIANTS, arch_config
+from vigcli.errors import ConfigError
 from vigcli.measure.profile import profile
 from vigcli.nn.blocks import LayerScale
 
@@ -152,12 +153,28 @@ def head(*columns: object) -> None:
     print("|" + "-" * 18 + "|" + "|".join(["----------:"] * (len(columns) - 1)) + "|")
 
 
+def network(name: str) -> str:
+    try:
+        arch_config(name)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"{error} {error.hint}") from None
+    if name not in VARIANTS:
+        raise argparse.ArgumentTypeError(f"'{name}' has no plain reading.")
+    return name
+
+
+def above_zero(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0.")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=tuple(AUTHORS_MS))
+    parser.add_argument("networks", nargs="*", type=network, default=tuple(AUTHORS_MS))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batches", type=int, nargs="*", default=(1, 8))
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=above_zero, nargs="+", default=(1, 8))
+    parser.add_argument("--rounds", type=above_zero, default=9)
     parser.add_argument("--bounds", action="store_true", help="say what the time of the deployed form goes to")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()

@@ -32,7 +32,7 @@ LIBRARIES = {
     "nn": {"torch"},
     "archs": {"torch", "timm", "safetensors"},
     "measure": {"torch", "numpy", "thop", "onnx", "onnxruntime", "matplotlib"},
-    "coreml": {"torch", "numpy", "coremltools", "google.protobuf"},
+    "coreml": {"torch", "numpy", "pydantic", "coremltools", "google.protobuf", "PIL"},
     "train": {"torch", "numpy", "timm", "torchvision", "PIL", "matplotlib", "datasets"},
     "search": {"torch", "pydantic", "numpy", "matplotlib", "pymoo", "nni"},
     "compress": {"torch", "coremltools", "torch_pruning"},

@@ -70,9 +70,9 @@ def made_folder(path: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def bytes_on_disk(folder: Path) -> int:
-    """The size of all files in a folder, such as a package."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def bytes_on_disk(path: Path) -> int:
+    """The size of a file, or of all files in a folder, such as a package."""
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -9,10 +9,11 @@ from typing import Any, get_args
 
 import golden
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
-from vigcli.archs import build, inference_form, resolved
+from vigcli.archs import backbone, build, inference_form, resolved
 from vigcli.archs.checkpoint import load_checkpoint, save_checkpoint
 from vigcli.archs.network import Features
 from vigcli.config.archs import (
@@ -189,6 +190,8 @@ def test_a_configuration_survives_its_text(name: str) -> None:
         variant_name(config.changed({"resolution": 192, "num_classes": 3}) if name.endswith("ti") else config) == name
     )
     width = "stages[0].width" if "stages" in type(config).model_fields else "width"
+    for rate in {"dropout", "drop_path_rate"} & set(type(config).model_fields):  # of training alone
+        assert variant_name(config.changed({rate: 0.25})) == name
     assert variant_name(config.changed({width: config.stage_shapes()[0].width + 4})) is None
 
 
@@ -255,9 +258,38 @@ def test_features_are_the_stages_of_the_network(family: str) -> None:
     assert set(features.state_dict()) <= set(network.state_dict())
 
 
-def test_features_of_a_timm_network_are_timms() -> None:
-    maps = build("timm:mobilenetv3_small_050", {"resolution": 64}, features_only=True)(torch.zeros(1, 3, 64, 64))
-    assert [found.shape[-1] for found in maps] == [32, 16, 8, 4, 2]
+@pytest.mark.parametrize(
+    "name", ["mobilenetv3_small_050", "fastvit_t8", "mobilevitv2_050", "repvit_m0_9", "swin_tiny_patch4_window7_224"]
+)
+def test_features_of_a_timm_network_are_timms(name: str) -> None:
+    """With the weights of the network, in either form."""
+    config = resolved(f"timm:{name}")
+    network, features = build(config).eval(), timm.create_model(name, features_only=True).eval()
+    names = {_flat(key): key for key in features.state_dict()}
+    features.load_state_dict(
+        {names[_flat(key)]: value for key, value in network.state_dict().items() if _flat(key) in names}
+    )
+    x = torch.rand(1, 3, config.resolution, config.resolution)
+    with torch.no_grad():
+        theirs = [found.permute(0, 3, 1, 2) if "swin" in name else found for found in features(x)][-4:]
+        for form in (network, inference_form(config, network)):
+            ours = backbone(config, form)
+            assert ours.strides == (4, 8, 16, 32)
+            for found, expected in zip(ours(x), theirs, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert ours.widths == tuple(found.shape[1] for found in theirs)
+
+
+def test_a_timm_network_of_one_scale_has_one_map() -> None:
+    features = build("timm:vit_tiny_patch16_224", features_only=True)
+    assert features.names == ("stride16",)
+    with torch.no_grad():
+        assert [found.shape for found in features(torch.zeros(1, 3, 224, 224))] == [(1, 192, 14, 14)]
+
+
+def _flat(key: str) -> str:
+    """A weight's name however deep a wrapper put it."""
+    return key.removeprefix("model.").replace("_", ".")
 
 
 @pytest.mark.parametrize(
@@ -347,6 +379,7 @@ def test_graphs_that_link_nothing_are_refused(changes: dict[str, Any], stage: in
         {"stages[1].mixer": "dagc", "stages[1].reach": 5},  # no shift back is a link
         {"stages[3].mixer": "knn", "stages[3].dilation": 5},
         {"stages[1].mixer": "knn", "stages[1].reduction": 4, "stages[1].neighbours": 49},
+        {"stages[1].mixer": "knn", "stages[1].reduction": 4, "stages[1].neighbours": 1},
         {"resolution": 64, "stages[1].reach": 2, "stages[2].reach": 1, "stages[3].graph_depth": 0},
     ],
 )
@@ -354,6 +387,20 @@ def test_sound_graphs_are_not(changes: dict[str, Any]) -> None:
     config = arch_config("mobilevigv2_ti").changed(changes)
     with torch.no_grad():
         assert build(config).eval()(images(config)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vig_ti", {"neighbours": 1}),
+        ("pvig_ti", {"last_neighbours": 1}),
+        ("mobilevigv2_ti", {"stages[3].mixer": "knn", "stages[3].neighbours": 1}),
+    ],
+)
+def test_one_neighbour_is_no_graph(name: str, changes: dict[str, Any]) -> None:
+    """The nearest token of a token is itself, unless the tokens to choose from are pooled ones."""
+    with pytest.raises(ConfigError, match=r"1 neighbour of a token is the token itself \(stages\[\d\]\)"):
+        arch_config(name).changed(changes)
 
 
 def test_drop_path_advances_as_in_the_authors_code() -> None:

@@ -259,6 +259,9 @@ def test_a_stopped_search_goes_on(tmp_path: Path, number: signal.Signals) -> Non
         assert process.returncode == 0, err
         outs.append({key: value for key, value in json.loads(out).items() if key != "run"})
     assert outs[0] == outs[1]
+    process = started(tmp_path, "search", "--resume", "whole")
+    _, err = process.communicate(timeout=120)
+    assert "The search had ended; read again in" in err
     stopped, whole = tmp_path / "runs/0001-search", tmp_path / "whole"
     assert (stopped / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
 

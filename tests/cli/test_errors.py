@@ -56,6 +56,9 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "one_anchor.csv": "network,resolution,latency_ms\nmobilevigv2_ti,224,0.9\n",
         "columns.csv": "network,ms\nmobilevigv2_ti,0.9\n",
         "text.safetensors": "this is no checkpoint",
+        "text.onnx": "this is no model",
+        "bad.png": "this is no picture",
+        "bad.mlpackage/x": "",
         "used/x": "",
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ After a deliberate change, `VIG_WRITE_PAPER=1 pytest tests/cli/test_profile.py` 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -55,7 +56,13 @@ def test_devices_are_compared_and_must_all_meet_a_budget(vig: Vig, tmp_path: Pat
     fast, slow = found["latencies"]
     assert (fast["latency_device"], slow["latency_device"]) == ("iPhone 14", "iPhone 13 mini")
     assert fast["latency_ms"] == found["latency_ms"] < 1.0 < slow["latency_ms"]
-    assert vig(*pair).count("\nlatency ") == 2
+    text = vig(*pair)
+    assert text.count("\nlatency ") == 2
+    stem = next(line for line in text.splitlines() if line.startswith("stem ")).split()
+    prices = [ms for ms, error in itertools.pairwise(stem) if error.startswith("±")]
+    assert [float(ms) for ms in prices] == pytest.approx(found["blocks"][0]["latencies_ms"], abs=1e-4)
+    assert prices[0] != prices[1]
+    assert "iPhone 14 ms" in text.splitlines()[1]
     vig(*pair[:4], "--budget", "1.0ms")
     vig(*pair, "--budget", "1.0ms", code=4)
     vig(*pair, "--picture", "bars.png")

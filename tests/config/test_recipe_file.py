@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from vigcli.config.load import dump, read_yaml
+from vigcli.config.archs import arch_config
+from vigcli.config.load import dump, dump_yaml, read_yaml
 from vigcli.config.recipe import Recipe, load_recipe
 from vigcli.config.recipe_file import MAX_FILES, read_header, read_layers, whole_text
 from vigcli.errors import ConfigError
@@ -37,13 +39,11 @@ def test_mappings_are_merged_and_all_else_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_network_is_taken_whole(tmp_path: Path) -> None:
-    found = load_recipe(_write(tmp_path, below=BASE)).arch_config().model_dump(mode="json")
-    child = dump(
-        load_recipe(_write(tmp_path, other=BASE.replace("mobilevigv2_ti", "mobilevit_s")), ("arch.dropout=0.3",))
-    )
-    arch = child[child.index("arch:") : child.index("\nweights:")]
-    whole = _write(tmp_path, above=f"base: below\n{arch}\n", below=BASE.replace("mobilevigv2_ti", str(found)))
-    assert load_recipe(whole).arch_config().model_dump()["dropout"] == 0.3
+    transformer, graph = (dump(arch_config(name)) for name in ("mobilevit_s", "mobilevigv2_ti"))
+    arch = {"arch": read_yaml(_write(tmp_path, t=transformer))[0]}
+    below = BASE.replace("mobilevigv2_ti", "\n" + textwrap.indent(graph, "  "))
+    recipe = load_recipe(_write(tmp_path, above="base: below\nresolution: 256\n" + dump_yaml(arch), below=below))
+    assert recipe.arch_config() == arch_config("mobilevit_s")
 
 
 def test_three_files_and_settings_of_what_the_last_holds(tmp_path: Path) -> None:
@@ -80,6 +80,7 @@ def test_complaints_point_into_the_right_file(above: str, below: str, place: str
         ({"a": "base: /etc/passwd\n"}, "'/etc/passwd' is no name of a recipe", "alone"),
         ({"a": "base: ../b\n", "b": BASE}, "'../b' is no name of a recipe", "alone"),
         ({"a": "base: [b]\n", "b": BASE}, "is no name of a recipe", "alone"),
+        ({"a": f"base: {'b' * 5000}\n"}, "is no name of a recipe", "alone"),
         ({"a": "base:\n"}, "'None' is no name of a recipe", "alone"),
         ({"a": "base: b\n", "b": "- 1\n"}, "b.yaml is no recipe", "Name a recipe"),
         ({"a": "base: b\n", "b": ""}, "b.yaml: is empty", "vig cp"),

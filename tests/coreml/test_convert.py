@@ -10,12 +10,14 @@ import pytest
 import tiny
 import torch
 
-from vigcli.archs import build
+from vigcli.archs import backbone, build
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.convert import (
     Deployable,
+    Input,
+    Output,
     PackageMeta,
     class_labels,
     export,
@@ -24,7 +26,8 @@ from vigcli.coreml.convert import (
     preprocessing_text,
 )
 from vigcli.coreml.interpreter import Program
-from vigcli.errors import ConfigError
+from vigcli.errors import ConfigError, UsageError
+from vigcli.train.data import normalize
 
 pytest.importorskip("coremltools", exc_type=ImportError)
 SHA = "ab" * 32
@@ -88,9 +91,9 @@ def test_the_package_says_what_it_is(package: Path, checkpoint: Checkpoint) -> N
     assert meta.provenance == checkpoint.meta.provenance
     said = program.metadata
     assert (said["author"], said["version"]) == ("vig", "1.2.3")
-    assert said["license"]
-    assert said["preprocessing"] == preprocessing_text(checkpoint.meta)
-    for part in ("120 px", "bicubic", "96 x 96", "0 to 255"):
+    assert said["license"] == "Weights: trained on drawn; no licence is stated."
+    assert said["preprocessing"] == preprocessing_text(meta)
+    for part in ("120 px", "bicubic", "96 x 96", "RGB, 0 to 255"):
         assert part in said["preprocessing"]
     for part in ("mobilevigv2", "10 classes", "fp32", "iOS 16", said["preprocessing"]):
         assert part in said["description"]
@@ -104,6 +107,57 @@ def test_input_and_outputs(package: Path) -> None:
     label, scores = program.run({"image": tiny.pixels(1)}).values()
     assert tuple(scores) == tiny.LABELS
     assert label == max(scores, key=scores.__getitem__)
+
+
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+@pytest.mark.parametrize("given", ["image", "tensor"])
+@pytest.mark.parametrize("output", ["logits", "features"])
+def test_the_interpreter_is_handed_rgb_whatever_the_network_wants(
+    checkpoint: Checkpoint, tmp_path: Path, channels: str, given: Input, output: Output
+) -> None:
+    """An image input has the network's order, and CoreML sees to it; a tensor is RGB, and turned round inside."""
+    preprocessing = PREPROCESSING.model_copy(update={"channels": channels})
+    made = Checkpoint(checkpoint.model, checkpoint.meta.model_copy(update={"preprocessing": preprocessing}))
+    meta = export(made, SHA, tmp_path / "net.mlpackage", "fp32", input=given, output=output)
+    program, pixels = Program.load(tmp_path / "net.mlpackage"), tiny.pixels(1)
+    (image,) = program.inputs
+    assert (image.kind, image.color, image.shape) == (given, channels if given == "image" else None, (1, 3, 96, 96))
+    assert f"{channels if given == 'image' else 'RGB'}, 0 to 255" in preprocessing_text(meta)
+    x = normalize(pixels.byte(), preprocessing)
+    with torch.no_grad():
+        expected = backbone(tiny.CONFIG, checkpoint.model)(x) if output == "features" else [checkpoint.model(x)]
+        torch.testing.assert_close(Deployable(checkpoint.model, preprocessing).logits(pixels), checkpoint.model(x))
+    found = program.run({"image": pixels})
+    names = ["stride4", "stride8", "stride16", "stride32"] if output == "features" else ["logits"]
+    assert list(found) == names
+    for name, value in zip(names, expected, strict=True):
+        assert packages.relative_error(found[name], value) < 1e-5
+    assert package_meta(tmp_path / "net.mlpackage") == meta
+
+
+@pytest.mark.parametrize("output", ["logits", "features"])
+def test_a_batch_is_fixed(checkpoint: Checkpoint, tmp_path: Path, output: Output) -> None:
+    export(checkpoint, SHA, tmp_path / "net.mlpackage", "fp32", input="tensor", output=output, batch=3)
+    program, pixels = Program.load(tmp_path / "net.mlpackage"), tiny.pixels(3)
+    assert program.inputs[0].shape == (3, 3, 96, 96)
+    x = normalize(pixels.byte(), PREPROCESSING)
+    with torch.no_grad():
+        expected = backbone(tiny.CONFIG, checkpoint.model)(x) if output == "features" else [checkpoint.model(x)]
+    for found, value in zip(program.run({"image": pixels}).values(), expected, strict=True):
+        assert packages.relative_error(found, value) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "option"),
+    [("image", "logits", "--input tensor"), ("tensor", "probabilities", "--logits")],
+)
+def test_images_and_labels_are_of_one_picture(
+    checkpoint: Checkpoint, tmp_path: Path, given: Input, output: Output, option: str
+) -> None:
+    with pytest.raises(UsageError, match="--batch 2") as refused:
+        export(checkpoint, SHA, tmp_path / "net.mlpackage", input=given, output=output, batch=2)
+    assert option in refused.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_deployed_module_is_in_evaluation_form(checkpoint: Checkpoint) -> None:

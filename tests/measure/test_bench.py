@@ -12,6 +12,7 @@ from torch import nn
 
 from vigcli.errors import NotMeasurableError, UnavailableError
 from vigcli.measure import bench
+from vigcli.measure.onnx import to_onnx
 
 
 class Counted:
@@ -114,7 +115,7 @@ def test_what_cannot_be_exported_is_named() -> None:
             return torch.linalg.svd(x).S
 
     with pytest.raises(NotMeasurableError, match=r"^odd 1x2x2: cannot be exported to ONNX: .*svd"):
-        bench.export(Odd(), (1, 2, 2), "odd 1x2x2")
+        to_onnx(Odd(), (1, 1, 2, 2), "odd 1x2x2")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

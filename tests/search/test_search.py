@@ -358,6 +358,13 @@ def test_a_limit_that_nothing_keeps_is_named_with_the_least(limits: Limits, mess
     assert find(small_space(True), 9.0, limits=Limits(**{name: reachable})).front
 
 
+def test_several_limits_that_nothing_keeps_are_named_at_once() -> None:
+    with pytest.raises(InfeasibleError) as refused:
+        find(small_space(True), 1.0, limits=Limits(params=1e6, macs=9e12, size_mb=0.5))
+    assert re.search(r"keeps --max-params: the least of any is [0-9.]+M, nor --max-size: ", str(refused.value))
+    assert re.search(r"Try at least --max-params [0-9.]+M --max-size [0-9.]+MB, or", refused.value.hint)
+
+
 def test_risk_moves_the_budget_by_the_table_s_error() -> None:
     for risk, name in ((-1.0, "high_ms"), (1.0, "low_ms")):
         found = find(small_space(False), 1.0, risk=risk)

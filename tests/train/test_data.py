@@ -27,8 +27,10 @@ from vigcli.train.data import (
     normalize,
     open_data,
     train_batches,
+    train_transform,
 )
 from vigcli.train.sampler import Sampler, steps_per_epoch
+from vigcli.train.seeds import seeded
 
 EMOJI = Data(source="emoji10", workers=0)
 PREPROCESSING = Preprocessing()
@@ -161,10 +163,10 @@ def test_decompression_bombs_are_refused(folder: Path, monkeypatch: pytest.Monke
             pictures[0]
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_pixels_normalized_are_the_evaluation_transform(folder: Path, interpolation: str) -> None:
+@pytest.mark.parametrize(("interpolation", "channels"), [("bicubic", "RGB"), ("bilinear", "RGB"), ("bilinear", "BGR")])
+def test_pixels_normalized_are_the_evaluation_transform(folder: Path, interpolation: str, channels: str) -> None:
     preprocessing = Preprocessing(
-        interpolation=interpolation, crop_ratio=0.875, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
+        interpolation=interpolation, crop_ratio=0.875, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), channels=channels
     )
     pictures = open_data(folder_data(folder), "val")
     images = [pictures[i][0] for i in range(len(pictures))]
@@ -176,6 +178,19 @@ def test_pixels_normalized_are_the_evaluation_transform(folder: Path, interpolat
     batches = list(eval_batches(pictures, preprocessing, 96, batch_size=4))
     assert [len(labels) for _, labels in batches] == [4, 2]
     assert torch.equal(torch.cat([x for x, _ in batches]), pixels)
+
+
+def test_channels_are_put_in_the_order_of_the_network(folder: Path) -> None:
+    """Mean and deviation are of red, green and blue in either order; the pixels themselves stay RGB."""
+    rgb, bgr = (Preprocessing(mean=(0.1, 0.2, 0.3), channels=channels) for channels in ("RGB", "BGR"))
+    pictures = open_data(folder_data(folder), "val")
+    (pixels, _), (same, _) = (next(eval_batches(pictures, p, 96)) for p in (rgb, bgr))
+    assert torch.equal(pixels, same)
+    assert torch.equal(normalize(pixels, bgr), normalize(pixels, rgb).flip(1))
+    with seeded(0):
+        x = train_transform(Augment(), rgb, 96)(pictures[0][0])
+    with seeded(0):
+        assert torch.equal(train_transform(Augment(), bgr, 96)(pictures[0][0]), x.flip(0))
 
 
 def test_evaluation_resizes_the_shorter_side_and_crops_the_centre() -> None:

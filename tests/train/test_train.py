@@ -17,12 +17,12 @@ from trainings import TINY, assert_same_run, recipe
 
 from vigcli.archs import build
 from vigcli.archs.checkpoint import load_checkpoint
-from vigcli.config.recipe import Data, Preprocessing, load_recipe
+from vigcli.config.recipe import Data, Preprocessing
 from vigcli.errors import ConfigError, UnavailableError, VigError
-from vigcli.paths import builtin_folder
 from vigcli.train.curves import curves
 from vigcli.train.data import open_data
-from vigcli.train.evaluate import Evaluation, agreement_percent, evaluate, normalized, wilson_percent
+from vigcli.train.evaluate import Evaluation, agreement_percent, class_order, evaluate, normalized
+from vigcli.train.intervals import wilson_percent
 from vigcli.train.loop import TrainEvent, TrainResult, train
 from vigcli.train.objective import Objective
 from vigcli.train.schedule import plan
@@ -251,7 +251,9 @@ def test_any_callable_is_evaluated() -> None:
     pixels = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 4, 4)
     labels = torch.arange(10).clamp(max=7)
     batches = [(pixels[:6], labels[:6]), (pixels[6:], labels[6:])]
-    result = evaluate(lambda x: nn.functional.one_hot(x[:, 0, 0, 0].long(), 10), batches)
+    seen: list[int] = []
+    result = evaluate(lambda x: nn.functional.one_hot(x[:, 0, 0, 0].long(), 10), batches, seen.append)
+    assert seen == [6, 10]
     assert result.num_images == 10
     assert result.top1_percent == pytest.approx(80.0)
     assert result.predictions.tolist() == list(range(10))
@@ -260,17 +262,47 @@ def test_any_callable_is_evaluated() -> None:
     assert high == pytest.approx(94.33, abs=0.01)
 
 
-def test_wilson_stays_within_bounds() -> None:
-    assert wilson_percent(0, 5)[0] == 0.0
-    assert wilson_percent(5, 5)[1] == pytest.approx(100.0)
-
-
 def test_agreement() -> None:
     labels = torch.tensor([0, 1, 2, 3])
-    a, b = Evaluation(labels, labels), Evaluation(torch.tensor([0, 1, 2, 0]), labels)
+    first = torch.zeros(4, dtype=torch.long)
+    a, b = Evaluation(labels, labels, first), Evaluation(torch.tensor([0, 1, 2, 0]), labels, first)
     assert agreement_percent(a, b) == 75.0
     with pytest.raises(ValueError, match="different pictures"):
-        agreement_percent(a, Evaluation(labels, labels.flip(0)))
+        agreement_percent(a, Evaluation(labels, labels.flip(0), first))
+
+
+def test_top_5_classes_and_confusions() -> None:
+    """Four classes, of which the second picture's comes third and the last one's last, among equals."""
+    scores = torch.tensor([[4.0, 3, 2, 1], [1, 2, 4, 3], [0, 0, 9, 0], [0, 9, 0, 0], [5, 5, 5, 5]])
+    labels = torch.tensor([0, 1, 2, 2, 3])
+    result = evaluate(lambda x: scores, [(torch.zeros(5, 3, 4, 4, dtype=torch.uint8), labels)])
+    assert result.ranks.tolist() == [0, 2, 0, 2, 3]
+    assert [result.num_correct(top) for top in (1, 2, 3, 4)] == [2, 2, 4, 5]
+    assert result.right.tolist() == (result.ranks == 0).tolist() == [True, False, True, False, False]
+    assert result.interval_percent(3) == wilson_percent(4, 5)
+    assert {c: right.tolist() for c, right in result.by_class().items()} == {
+        0: [True], 1: [False], 2: [True, False], 3: [False],
+    }  # fmt: skip
+    assert result.confusions() == [(1, 2, 1), (2, 1, 1), (3, 0, 1)]
+
+
+def test_equal_scores_are_ranked_as_argmax_chooses() -> None:
+    """Rounded scores have many equals; a right answer must be one by its rank, too."""
+    scores = torch.randint(0, 4, (500, 6), generator=torch.Generator().manual_seed(0)).float()
+    labels = torch.arange(500) % 6
+    result = evaluate(lambda x: scores, [(torch.zeros(500, 3, 1, 1, dtype=torch.uint8), labels)])
+    assert result.right.tolist() == (result.ranks == 0).tolist()
+    assert result.ranks.bincount(minlength=6).tolist() == pytest.approx([500 / 6] * 6, rel=0.35)
+
+
+def test_classes_are_matched_by_name() -> None:
+    """The network's own order may differ, and it may know more classes than there are pictures of."""
+    assert class_order("val", ("ant", "cat"), ("cat", "bee", "ant"), 3) == [2, 0, 1]
+    assert class_order("val", ("ant", "cat"), (), 2) == [0, 1]
+    with pytest.raises(ConfigError, match=r"val: dog, emu: no class of the network, which knows cat, bee, ant and 1"):
+        class_order("val", ("cat", "dog", "emu"), ("cat", "bee", "ant", "elk"), 4)
+    with pytest.raises(ConfigError, match="val: holds 2 classes, but the network has 3"):
+        class_order("val", ("ant", "cat"), (), 3)
 
 
 def test_scores_that_are_no_numbers_and_empty_data_are_refused() -> None:
@@ -302,11 +334,3 @@ def test_plan() -> None:
     assert counts["total_images"] == 800
     assert counts["warmup_steps"] == 20
     assert (counts["lr_start"], counts["lr_peak"], counts["lr_end"]) == pytest.approx((1e-6, 1e-2, 1e-4))
-
-
-@pytest.mark.parametrize("path", sorted(builtin_folder("recipe").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_recipes_are_sound(path: Path) -> None:
-    shipped = load_recipe(path)
-    counts = plan(shipped, 1_281_167 if shipped.data.source == "folder" else 1278)
-    assert counts["lr_peak"] == pytest.approx(shipped.optimizer.lr)
-    assert counts["total_steps"] > 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,6 +11,9 @@ from torch import nn
 from vigcli.archs.network import Features, Network, block_module
 from vigcli.config.archs import AnyArch, ArchConfig, BlockSpec, TimmConfig, arch_config
 from vigcli.registry import FAMILIES, resolve
+
+if TYPE_CHECKING:
+    from vigcli.archs.external import TimmFeatures
 
 
 def build(
@@ -22,23 +25,38 @@ def build(
 ) -> nn.Module:
     """A network by name (`mobilevigv2_s`, `timm:fastvit_t8`) or configuration, with weights drawn from `seed`.
 
-    Gives (B, num_classes) logits in evaluation, or with `features_only` the list of feature maps at strides 4, 8, 16
-    and 32 (isotropic networks have one alone, at their stride; of a timm network those that timm gives). `overrides`
-    maps configuration paths to values; on the device "meta" no weight is allocated. Raises ConfigError for an unknown
-    name or an unsound configuration.
+    Gives (B, num_classes) logits in evaluation, or with `features_only` what `backbone` gives. `overrides` maps
+    configuration paths to values; on the device "meta" no weight is allocated. Raises ConfigError for an unknown name
+    or an unsound configuration.
     """
     config = resolved(arch, overrides)
+    network = _build(config, seed, device)
+    return backbone(config, network) if features_only else network
+
+
+def _build(config: ArchConfig, seed: int, device: str) -> nn.Module:
     if isinstance(config, TimmConfig):
         from vigcli.archs.external import build_timm
 
-        return build_timm(
-            config.name, config.num_classes, config.resolution, config.in_chans, device, features_only=features_only
-        )
+        return build_timm(config.name, config.num_classes, config.resolution, config.in_chans, device)
     resolve(FAMILIES[config.family].blocks)  # before the device is set: imports must not run under it
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        network = Network(config)
-    return Features(network) if features_only else network
+        return Network(config)
+
+
+def backbone(config: ArchConfig, network: nn.Module) -> Features | TimmFeatures:
+    """A network of that configuration without its head: images in, the list of feature maps out, finest first.
+
+    One map at each stride from 4 on, the last of that stride; isotropic networks have one alone. The modules are the
+    network's own; in its training or its inference form. Raises ConfigError for a network of timm without feature maps.
+    """
+    if isinstance(config, TimmConfig):
+        from vigcli.archs.external import TimmFeatures
+
+        return TimmFeatures(network, config.name)
+    assert isinstance(network, Network)
+    return Features(network)
 
 
 def resolved(arch: str | ArchConfig, overrides: Mapping[str, Any] | None = None) -> AnyArch:

@@ -6,8 +6,9 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vigcli.config.recipe import Preprocessing
 from vigcli.errors import ConfigError, did_you_mean
 
 
@@ -17,21 +18,17 @@ def build_timm(
     resolution: int | None = None,
     in_chans: int = 3,
     device: str | torch.device | None = None,
-    features_only: bool = False,
 ) -> nn.Module:
     """The timm network `name` in evaluation mode with unfused attention and random weights.
 
     Args:
         resolution: image side in pixels, for the networks that fix their grid when they are built; timm's own if None.
         device: "meta" makes the network without allocating its weights.
-        features_only: give the list of feature maps that timm gives.
     """
     _check(name)
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     if resolution is not None:
         options["img_size"] = resolution
-    if features_only:
-        options["features_only"] = True
     model = _create(name, options, torch.device(device or "cpu"))
     for module in model.modules():
         if hasattr(module, "fused_attn"):
@@ -48,6 +45,24 @@ def native_resolution(name: str) -> int:
     return known.input_size[-1] if known is not None else 224
 
 
+def native_preprocessing(name: str) -> Preprocessing:
+    """How timm prepares pictures for the weights that it publishes under this name.
+
+    Raises ConfigError for an unknown name, and for the few networks whose pictures are squashed or framed.
+    """
+    import timm
+
+    _check(name)
+    known = timm.get_pretrained_cfg(name)
+    if known is None:
+        return Preprocessing()
+    if known.crop_mode != "center" or known.crop_pct > 1:
+        raise ConfigError(f"timm:{name} takes no centre crop of a picture.", "Only centre crops are made here.")
+    return Preprocessing.parse(
+        {"crop_ratio": known.crop_pct, "interpolation": known.interpolation, "mean": known.mean, "std": known.std}
+    )
+
+
 def _check(name: str) -> None:
     import timm
 
@@ -62,6 +77,31 @@ def reparameterize(model: nn.Module) -> nn.Module:
 
     with torch.device(next(model.parameters()).device):  # timm makes the merged layers on the default device
         return reparameterize_model(copy.deepcopy(model).eval())
+
+
+class TimmFeatures(nn.Module):
+    """A timm network without its head: images -> the last feature map (B, C, H, W) of each stride from 4 on, finest
+    first.
+
+    Attributes:
+        strides, widths, names: of the feature maps, as `Features` has them.
+    """
+
+    def __init__(self, network: Any, name: str):
+        super().__init__()
+        maps = getattr(network, "feature_info", None)
+        if not maps or not hasattr(network, "forward_intermediates"):
+            raise ConfigError(f"timm:{name} gives no feature maps.", "Leave --features out.")
+        strides = [of_map["reduction"] for of_map in maps]
+        taken = [i for i, stride in enumerate(strides) if stride >= 4 and stride not in strides[i + 1 :]]
+        self.network: Any = network
+        self.indices = taken
+        self.strides = tuple(strides[i] for i in taken)
+        self.widths = tuple(maps[i]["num_chs"] for i in taken)
+        self.names = tuple(f"stride{stride}" for stride in self.strides)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.network.forward_intermediates(x, indices=self.indices, output_fmt="NCHW", intermediates_only=True)
 
 
 def _create(name: str, options: dict[str, Any], device: torch.device) -> nn.Module:

@@ -63,6 +63,18 @@ def read_weights(path: Path | str, ema: bool = False) -> Weights:
     return Weights(_tensors(path, named), taken, left)
 
 
+def load_into(model: nn.Module, path: Path | str, what: str) -> None:
+    """Fill a network whose parameters the file names as the network does. Raises ConfigError, naming `what` it is."""
+    try:
+        model.load_state_dict(read_weights(path).tensors)
+    except (ConfigError, RuntimeError) as error:
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120].rstrip(".")
+        raise ConfigError(
+            f"{path}: does not hold weights of {what} ({reason}).",
+            "Give the weights that timm publishes for this network, as safetensors or a weights-only .pth.",
+        ) from error
+
+
 _WANTED = "Wanted: named tensors, bare or under state_dict, model_state_dict, model or their EMA."
 
 

@@ -38,7 +38,7 @@ class Features(nn.Module):
     that they have in the whole network.
 
     Attributes:
-        strides, widths: of the feature maps.
+        strides, widths, names: of the feature maps; `stride8` is the name of one.
     """
 
     def __init__(self, network: Network):
@@ -50,6 +50,7 @@ class Features(nn.Module):
         self._given = [shape.stride >= 4 for shape in shapes]
         self.strides = tuple(shape.stride for shape in shapes if shape.stride >= 4)
         self.widths = tuple(shape.width for shape in shapes if shape.stride >= 4)
+        self.names = tuple(f"stride{stride}" for stride in self.strides)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_images(self.config, x)

@@ -18,6 +18,7 @@ from vigcli.units import format_count
 @num_classes_option
 @seed_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write a checkpoint (.safetensors).")
+@click.option("--force", is_flag=True, help="Replace the checkpoint if it exists.")
 @json_option
 def command(
     name: str,
@@ -26,6 +27,7 @@ def command(
     num_classes: int | None,
     seed: int,
     output: str | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Build the network NAME (`vig ls archs`) with seeded weights; count it, and write a checkpoint with -o.
@@ -42,7 +44,7 @@ def command(
     config = arch_with(name, settings, resolution, num_classes)
     params = count_params(config)
     if output is not None:
-        checkpoint_output(output)
+        checkpoint_output(output, force)
         check_memory(name, params.total)
         record = provenance(sys.argv, seed, config.model_dump_json())
         save_checkpoint(output, build(config, seed=seed), CheckpointMeta(arch=config, provenance=record))

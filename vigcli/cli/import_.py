@@ -9,7 +9,6 @@ import click
 
 from vigcli.cli.options import json_option, num_classes_option, resolution_option, set_option
 from vigcli.cli.output import emit_json, fields, say
-from vigcli.errors import UsageError
 
 
 @click.command("import")
@@ -49,9 +48,7 @@ def command(
     from vigcli.measure.count import count_params
     from vigcli.runs.provenance import provenance, sha256
 
-    path = checkpoint_output(output or f"{name}.safetensors")
-    if path.exists() and not force:
-        raise UsageError(f"{path}: exists already.", "Choose another name with -o, or --force.")
+    path = checkpoint_output(output or f"{name}.safetensors", force)
     config = arch_with(name, settings, resolution, num_classes)
     params = count_params(config).total
     check_memory(name, params)

@@ -15,6 +15,7 @@ from vigcli.runs.rundir import newest
 from vigcli.units import format_bytes
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+DRAWN_FILE = "drawn.safetensors"  # of a network that was exported by its name; never taken for the newest checkpoint
 
 
 def arch_with(
@@ -24,6 +25,12 @@ def arch_with(
     from vigcli.archs import resolved
 
     config = resolved(name)
+    for option, path, value in (
+        ("--resolution", "resolution", resolution),
+        ("--num-classes", "num_classes", num_classes),
+    ):
+        if value is not None and any(setting.partition("=")[0].strip() == path for setting in settings):
+            raise UsageError(f"{option} and --set {path}=... say the same.", "Leave one of them out.")
     data = config.model_dump(mode="json")
     data.update({"resolution": resolution} if resolution else {})
     data.update({"num_classes": num_classes} if num_classes else {})
@@ -31,10 +38,26 @@ def arch_with(
     return parse_as(type(config), data, name)
 
 
-def checkpoint_output(path: str) -> Path:
-    """Where a command writes a checkpoint. Raises UsageError for a name that another kind of file would have."""
+def preprocessing_of(config: Any) -> Any:
+    """How pictures are prepared for published weights of a network."""
+    from vigcli.config.recipe import PREPROCESSING
+
+    if config.family in PREPROCESSING:
+        return PREPROCESSING[config.family]
+    from vigcli.archs.external import native_preprocessing
+
+    return native_preprocessing(config.name)
+
+
+def checkpoint_output(path: str, force: bool) -> Path:
+    """Where a command writes a checkpoint.
+
+    Raises UsageError for a name that another kind of file would have, and for a file that exists unless `force` is set.
+    """
     if not path.endswith(".safetensors"):
         raise UsageError(f"-o {path}: a checkpoint is a .safetensors file.", "Name it so.")
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"{path}: exists already.", "Choose another name with -o, or --force.")
     return Path(path)
 
 
@@ -75,9 +98,10 @@ def checkpoint_of(package: Path, digest: str, named: str | None) -> Path:
         if path.is_file() and sha256(path) != digest:
             raise ConfigError(f"{path}: is not the checkpoint that {package.name} was made from.", "Its hash differs.")
         return path
-    for path in Path("runs").glob(f"*/{CHECKPOINT_FILE}"):
-        if sha256(path) == digest:
-            return path
+    for file in (CHECKPOINT_FILE, DRAWN_FILE):
+        for path in Path("runs").glob(f"*/{file}"):
+            if sha256(path) == digest:
+                return path
     hint = "Name it with --checkpoint; it may have been trained on since."
     raise ConfigError(f"{package}: no run holds the checkpoint that it was made from.", hint)
 

@@ -28,6 +28,8 @@ COMMANDS = {  # name: the line that `vig --help` shows; the command itself is `v
     "quantize": "Write an int8 CoreML package and measure it.",
     "export": "Write the fp16 CoreML package.",
     "verify": "Run a CoreML package op by op and hold it to its checkpoint.",
+    "run": "Run a package on pictures: classes and probabilities.",
+    "eval": "Measure top-1 and top-5 of packages, ONNX files and checkpoints.",
     "profile": "Count parameters and MACs, price the latency.",
     "build": "Build a network by name and write a checkpoint.",
     "import": "Write a checkpoint from the authors' weights.",

@@ -26,6 +26,17 @@ resolution_option = click.option(
     "--resolution", type=Integer(32, 1024), metavar="PX", help="Input height and width; default: the network's own."
 )
 num_classes_option = click.option("--num-classes", type=Integer(2, 65536), metavar="N", help="Classes; default 1000.")
+units_option = click.option(
+    "--units", type=click.Choice(("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")),
+    help="Of a Mac or iPhone: what CoreML may run on; default: ALL.",
+)  # fmt: skip
+iterations_option = click.option(
+    "--iterations", type=Integer(10, 10_000), metavar="N", help="Of a Mac or iPhone: inferences a round; default: 50."
+)
+device_name_option = click.option("--name", help='Of a Mac or iPhone: what people call it: "iPhone 13 mini".')
+team_option = click.option(
+    "--team", metavar="ID", help="Of an iPhone: the Apple developer team that signs the app there."
+)
 table_option = click.option(
     "--table",
     "table_name",

@@ -9,6 +9,7 @@ import click
 
 from vigcli.cli.options import json_option, num_classes_option, resolution_option, set_option, tables_option
 from vigcli.cli.output import emit_json, fields, say, table
+from vigcli.cli.profile_package import AppleOptions, Operations, apple_options, is_package, profile_on_apple
 from vigcli.errors import InfeasibleError, UsageError, did_you_mean
 from vigcli.units import format_bytes, format_count, parse_latency_ms
 
@@ -23,6 +24,7 @@ from vigcli.units import format_bytes, format_count, parse_latency_ms
 @set_option
 @resolution_option
 @num_classes_option
+@apple_options
 @json_option
 def command(
     subject: str | None,
@@ -35,13 +37,18 @@ def command(
     resolution: int | None,
     num_classes: int | None,
     as_json: bool,
+    **apple: Any,
 ) -> None:
     """Count parameters, MACs and memory and price the latency: of every registered network, or of SUBJECT by blocks.
 
-    SUBJECT is a network's name, timm:NAME, a recipe, a checkpoint, or a CoreML package.
+    SUBJECT is a network's name, timm:NAME, a recipe, a checkpoint, or a CoreML package, of which operations and what is
+    reported to leave the Neural Engine are told as well.
+
+    With --device mac or iphone: a package on Apple hardware, operation by operation, into a new run of runs/.
 
     Example:  vig profile timm:mobilenetv2_100 --budget 1.0ms
     """
+    asked = AppleOptions(**apple)
     budget_ms = parse_latency_ms(budget) if budget is not None else None
     changed = budget is not None or measure or picture or settings or resolution or num_classes
     if paper:
@@ -52,6 +59,16 @@ def command(
             )
         _paper(subject, as_json)
         return
+    if asked.device is not None:
+        if changed:
+            raise UsageError(
+                f"--device {asked.device} runs a package as it is.",
+                "Leave out --budget, --measure, --set and the like.",
+            )
+        profile_on_apple(subject, asked, as_json)
+        return
+    if any(asked):
+        raise UsageError("--units, --rounds, --dry-run and the like are of a Mac or iPhone.", "Add --device mac.")
     from vigcli.latency.table import load_table
 
     tables = [load_table(name) for name in dict.fromkeys(table_names)]
@@ -61,9 +78,15 @@ def command(
                 "without a network there is nothing to change, time, draw or hold to a budget.", "Name a network."
             )
         _all(tables, as_json)
+        return
+    operations = Operations(subject) if is_package(subject) else None
+    if operations is not None and operations.meta is None:
+        if changed:
+            raise UsageError(f"{subject}: is no package of vig, so that it has no price.", "Name it alone.")
+        operations.emit(as_json)
     else:
-        config, precision = _config(subject, settings, resolution, num_classes)
-        _one(subject, config, precision, tables, budget_ms, as_json, measure)
+        config, precision = _config(subject, operations, settings, resolution, num_classes)
+        _one(subject, config, precision, tables, budget_ms, as_json, measure, operations)
         if picture:
             from vigcli.measure.pictures import draw_blocks
             from vigcli.measure.profile import profile
@@ -73,8 +96,9 @@ def command(
 
 
 def _config(
-    subject: str, settings: tuple[str, ...], resolution: int | None, num_classes: int | None
-) -> tuple[Any, str | None]:
+    subject: str, operations: Operations | None, settings: tuple[str, ...], resolution: int | None,
+    num_classes: int | None,
+) -> tuple[Any, str | None]:  # fmt: skip
     """The architecture that a name, recipe, checkpoint or package has, and the precision of what is a package."""
     from vigcli.cli.load import arch_with
 
@@ -87,11 +111,8 @@ def _config(
         from vigcli.config.recipe import load_recipe
 
         return load_recipe(path).arch_config(), None
-    if path.suffix == ".mlpackage":
-        from vigcli.coreml.convert import package_meta
-
-        meta = package_meta(path)
-        return meta.arch, meta.precision
+    if operations is not None and operations.meta is not None:
+        return operations.meta.arch, operations.meta.precision
     from vigcli.archs.checkpoint import read_meta
     from vigcli.cli.load import picked_checkpoint
 
@@ -147,6 +168,7 @@ def _one(
     budget_ms: float | None,
     as_json: bool,
     measure: bool,
+    operations: Operations | None = None,
 ) -> None:
     from vigcli.measure.here import measure_here
     from vigcli.measure.profile import profile
@@ -157,9 +179,11 @@ def _one(
         counted.latency(t, precision) if budget_ms is not None or precision in (None, t.precision) else None
         for t in tables
     ]
-    known = estimates[0] is not None
     here = measure_here(config) if measure else None
-    prices = [latency_table.block_ms(b.signature, b.trace) if known else None for b in counted.blocks]
+    prices = [
+        [t.block_ms(b.signature, b.trace) if e is not None else None for t, e in zip(tables, estimates, strict=True)]
+        for b in counted.blocks
+    ]
     over = [e for e in estimates if e is not None and budget_ms is not None and e.ms > budget_ms]
     if as_json:
         blocks = [
@@ -170,10 +194,12 @@ def _one(
                 "macs": b.trace.macs,
                 "act_mb": round(b.trace.act_mb, 4),
                 "weight_mb": round(b.trace.weight_mb, 5),
-                "ms": p and round(p.ms, 5),
-                "plus_minus_ms": p and round(p.plus_minus_ms, 5),
+                "ms": of[0] and round(of[0].ms, 5),
+                "plus_minus_ms": of[0] and round(of[0].plus_minus_ms, 5),
+                "latencies_ms": [p and round(p.ms, 5) for p in of],
+                **(operations.block_record(b.name) if operations else {}),
             }
-            for b, p in zip(counted.blocks, prices, strict=True)
+            for b, of in zip(counted.blocks, prices, strict=True)
         ]
         record = {
             "name": subject,
@@ -182,8 +208,9 @@ def _one(
             **_latency(estimates[0]),
             "latencies": [_latency(estimate) for estimate in estimates],
             **({"measured_here": here.record()} if here else {}),
+            **(operations.record() if operations else {}),
         }
-        fixed_ms = latency_table.fixed_ms if known else None
+        fixed_ms = latency_table.fixed_ms if estimates[0] is not None else None
         emit_json(
             {
                 **record,
@@ -198,14 +225,20 @@ def _one(
             (
                 b.name, b.what, format_count(b.params), format_count(b.trace.macs),
                 f"{b.trace.act_mb:.2f}", f"{b.trace.weight_mb:.3f}",
-                f"{p.ms:.4f}" if p else "", f"±{p.plus_minus_ms:.4f}" if p else "",
+                *(cell for p in of for cell in ((f"{p.ms:.4f}", f"±{p.plus_minus_ms:.4f}") if p else ("", ""))),
+                *(operations.cells(b.name) if operations else ()),
             )
-            for b, p in zip(counted.blocks, prices, strict=True)
+            for b, of in zip(counted.blocks, prices, strict=True)
         ]  # fmt: skip
-        if known:
-            rows.append(("(each inference)", "", "", "", "", "", f"{latency_table.fixed_ms:.4f}", ""))
+        more = operations.columns if operations else ()
+        fixed = [f"{t.fixed_ms:.4f}" if e is not None else "" for t, e in zip(tables, estimates, strict=True)]
+        if any(fixed):
+            fixed_cells = (cell for ms in fixed for cell in (ms, ""))
+            rows.append(("(each inference)", "", "", "", "", "", *fixed_cells, *("" for _ in more)))
+        heads = ["ms"] if len(tables) == 1 else [f"{t.device} ms" for t in tables]
+        priced = (column for head in heads for column in (head, "±"))
         table(
-            ("block", "what", "params", "MACs", "act MB", "weight MB", "ms", "±"),
+            ("block", "what", "params", "MACs", "act MB", "weight MB", *priced, *more),
             rows,
             title=f"{subject}, deployed, {config.resolution} px",
         )
@@ -222,6 +255,8 @@ def _one(
               for e, t in zip(estimates, tables, strict=True)),
             *([("measured here", str(here))] if here else []),
         ])  # fmt: skip
+        if operations:
+            operations.print_findings()
         for estimate, latency_table in zip(estimates, tables, strict=True):
             if estimate is not None:
                 _say_errors(latency_table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -60,7 +61,7 @@ def command(
         return
     from vigcli.compress.quantize import quantize_int8
     from vigcli.coreml.convert import preprocessing_text
-    from vigcli.coreml.interpreter import Program
+    from vigcli.coreml.runtime import open_runner
     from vigcli.files import bytes_on_disk, write_json
     from vigcli.runs.provenance import provenance, sha256
     from vigcli.runs.rundir import new_run, write_run_file
@@ -74,12 +75,14 @@ def command(
         package = run / "int8.mlpackage"
         with progress() as advance:
             written = quantize_int8(checkpoint, digest, calibration, package, advance)
-            program = Program.load(package)
-            pictures = list(eval_batches(val, meta.preprocessing, size))
-            advance("measuring", 0, 2)
-            fp32 = evaluate(normalized(checkpoint.model, meta.preprocessing), pictures)
-            advance("measuring", 1, 2)
-            int8_result = evaluate(lambda pixels: program.predict(pixels.float()), pictures)
+            runner = open_runner(package)
+
+            def measured(what: str, predict: Any) -> Any:
+                batches = eval_batches(val, meta.preprocessing, size, batch_size=runner.batch_size)
+                return evaluate(predict, batches, lambda done: advance(f"{what}: images", done, len(val)))
+
+            fp32 = measured("fp32", normalized(checkpoint.model, meta.preprocessing))
+            int8_result = measured("int8", runner)
         agreement = agreement_percent(fp32, int8_result)
         write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
         size_bytes = bytes_on_disk(package)
@@ -109,7 +112,7 @@ def command(
             "not known" if is_int8 else "",
         ))  # fmt: skip
     table(("", "top-1 % (95 %)", "pictures", "agreement %", "size", "ms"), rows, title=f"{path}, measured")
-    say("The package was run by vig's interpreter in torch, not by Apple's runtime. It needs iOS 17 or later.")
+    say(f"The package was run by {runner.ran_by}. It needs iOS 17 or later.")
     say("Milliseconds of int8: not known; the latency tables know fp16.")
     say(f"Wrote {package}. Input: {preprocessing_text(written)}.")
     click.echo(f"Next:  vig verify {package}")

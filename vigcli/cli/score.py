@@ -12,7 +12,6 @@ from vigcli.errors import UsageError, VigError
 from vigcli.units import format_count
 
 if TYPE_CHECKING:
-    from vigcli.config.archs import ArchConfig
     from vigcli.search.explain import Explanation
     from vigcli.search.score import Errors, Score
 
@@ -37,10 +36,9 @@ def show(names: tuple[str, ...], settings: tuple[str, ...], as_json: bool) -> No
     Example:  vig score show mobilevigv2_s mobilevigv2_b
     """
     from vigcli.search.effects import CAVEAT
-    from vigcli.search.explain import explain
     from vigcli.search.score import NOT_IN_THE_SCORE, TIE_POINTS
 
-    found = {name: explain(_config(name, settings)) for name in names}
+    found = {name: _explained(name, settings) for name in names}
     if as_json:
         emit_json([_record(name, e) for name, e in found.items()])
         return
@@ -98,19 +96,21 @@ def _record(name: str, found: Explanation) -> dict[str, Any]:
     }
 
 
-def _config(name: str, settings: tuple[str, ...]) -> ArchConfig:
-    """The architecture that a name or a checkpoint has."""
+def _explained(name: str, settings: tuple[str, ...]) -> Explanation:
+    """The prediction for what a name or a checkpoint is; what is published is of other weights than a checkpoint's."""
     from pathlib import Path
 
     from vigcli.cli.load import arch_with, picked_checkpoint
+    from vigcli.search.explain import explain
 
     if not Path(name).exists() and not name.endswith(".safetensors"):
-        return arch_with(name, settings)
+        return explain(arch_with(name, settings))
     if settings:
         raise UsageError(f"{name}: its architecture is fixed.", "--set goes with a network's name.")
     from vigcli.archs.checkpoint import read_meta
 
-    return read_meta(picked_checkpoint(name)).arch
+    found = explain(read_meta(picked_checkpoint(name)).arch)
+    return found._replace(published=found.published._replace(top1_percent=None, source=None))
 
 
 @command.command()

@@ -122,6 +122,7 @@ def command(
     parents = [sha256(file) for file in asked.files.values()]
     record = provenance(sys.argv, asked.settings.seed, config, parents)
     with contextlib.nullcontext(Path(resume)) if resume is not None else new_run("search", output) as run:
+        had_ended = (run / REPORT_FILE).is_file()
         if resume is None:
             write_json(run / OPTIONS_FILE, options)
         try:
@@ -148,7 +149,8 @@ def command(
     print_answer(result, proxies)
     if resolution is not None:
         print_resolution(resolution)
-    say(f"Searched in {format_duration(time.monotonic() - began)}; wrote {run}/{RECIPE_FILE} and {REPORT_FILE}.")
+    done = "The search had ended; read again" if had_ended else "Searched"
+    say(f"{done} in {format_duration(time.monotonic() - began)}; wrote {run}/{RECIPE_FILE} and {REPORT_FILE}.")
     data = " --data PATH" if asked.recipe.data.source == "folder" else ""
     click.echo(f"Next:  vig train {run}/{RECIPE_FILE}{data}")
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vigcli.cli.options import Integer, dry_run_option, json_option, seed_option
+from vigcli.cli.options import (
+    Integer,
+    device_name_option,
+    dry_run_option,
+    iterations_option,
+    json_option,
+    seed_option,
+    team_option,
+    units_option,
+)  # fmt: skip
 from vigcli.cli.output import emit_json, progress, say, table
 from vigcli.cli.table_device import measure_on_apple
 from vigcli.errors import ConfigError, Interrupted, UsageError
@@ -40,20 +49,11 @@ ROUNDS, QUICK_ROUNDS = 20, 7
     "--rounds", "num_rounds", type=Integer(3, 1000), metavar="N",
     help=f"How often everything is timed; default: {ROUNDS}, with --quick {QUICK_ROUNDS}.",
 )  # fmt: skip
-@click.option(
-    "--units",
-    type=click.Choice(("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")),
-    help="Of a Mac or iPhone: what CoreML may run on; default: ALL.",
-)
+@units_option
 @click.option("--every", type=Integer(1, 100_000), metavar="N", help="Of a Mac or iPhone: every N-th block only.")
-@click.option(
-    "--iterations",
-    type=Integer(10, 10_000),
-    metavar="N",
-    help="Of a Mac or iPhone: inferences a round; default: 50.",
-)
-@click.option("--name", help='Of a Mac or iPhone: what people call it: "iPhone 13 mini".')
-@click.option("--team", metavar="ID", help="Of an iPhone: the Apple developer team that signs the app there.")
+@iterations_option
+@device_name_option
+@team_option
 @seed_option
 @dry_run_option
 @json_option

@@ -18,7 +18,7 @@ def measure_on_apple(
 ) -> None:  # fmt: skip
     """Time the blocks of a space on a Mac or an iPhone, or write the packages that it takes; the same line goes on."""
     from vigcli.config.space import load_space
-    from vigcli.coreml import device as job
+    from vigcli.coreml import device_blocks as job
     from vigcli.coreml.chains import PLAN_FILE, load_plan
     from vigcli.files import bytes_on_disk
     from vigcli.latency.protocol import Protocol

@@ -6,6 +6,7 @@ from our interpreter, over every image, and its stock passes do the rest.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import tempfile
 from collections.abc import Callable
@@ -13,17 +14,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from torch import Tensor
 
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.convert import PackageMeta, export, quiet, save_package
-from vigcli.coreml.interpreter import OpInfo, Program
+from vigcli.coreml.interpreter import Program
+from vigcli.coreml.ranges import FP16_MAX, reaches
 from vigcli.errors import ConfigError, VigError
 
 MIN_IMAGES = 128
-_FP16_MAX = 65504.0
 
 Ranges = dict[str, dict[str, float]]
 
@@ -67,22 +67,13 @@ def activation_ranges(
     Raises VigError for a result that fp16 cannot hold.
     """
     ranges: Ranges = {program.inputs[0].name: {"rmin": float(pixels.min()), "rmax": float(pixels.max())}}
-
-    def widen(info: OpInfo, value: Tensor) -> None:
-        if value.is_floating_point():
-            low, high = (float(bound) for bound in torch.aminmax(value))
-            if not max(-low, high) < _FP16_MAX:  # not a number is no less than it either
-                raise VigError(
-                    f"{info.op_type} '{info.name}' reaches {max(-low, high):.3g}, beyond what fp16 holds.",
-                    "Train with weight decay or gradient clipping, and quantize again.",
-                )
-            known = ranges.setdefault(info.name, {"rmin": low, "rmax": high})
-            known["rmin"], known["rmax"] = min(known["rmin"], low), max(known["rmax"], high)
-
-    size = max(program.batch_size, 1)
-    for start in range(0, len(pixels), size):
-        on_progress("calibrating", start, len(pixels))
-        program.predict(pixels[start : start + size].float(), tap=widen)
+    for reach in reaches(program, pixels, "stored", functools.partial(on_progress, "calibrating")):
+        if not reach.largest < FP16_MAX:  # not a number is no less than it either
+            raise VigError(
+                f"{reach.info.op_type} '{reach.info.name}' reaches {reach.largest:.3g}, beyond what fp16 holds.",
+                "Train with weight decay or gradient clipping, and quantize again.",
+            )
+        ranges[reach.info.name] = {"rmin": reach.low, "rmax": reach.high}
     return ranges
 
 

@@ -14,25 +14,28 @@ from vigcli.config.recipe_parts import Augment, Data, Distillation, ModulePath, 
 from vigcli.errors import ConfigError
 
 __all__ = [
-    "PREPROCESSING", "Augment", "Data", "Distillation", "Optimizer", "Preprocessing", "Recipe", "Schedule",
+    "PREPROCESSING", "Augment", "Channels", "Data", "Distillation", "Optimizer", "Preprocessing", "Recipe", "Schedule",
     "load_recipe",
 ]  # fmt: skip
 
+Channels = Literal["RGB", "BGR"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Preprocessing(Strict):
-    """From a picture to the network's input in evaluation: resize, centre crop, normalize; channels in RGB order.
+    """From a picture to the network's input in evaluation: resize, centre crop, normalize, put channels in order.
 
     Attributes:
         crop_ratio: side of the centre crop / side of the resized picture.
-        mean, std: of each channel, for pixels in [0, 1].
+        mean, std: of red, green and blue, for pixels in [0, 1].
+        channels: the order in which the network's first layer wants them.
     """
 
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    channels: Channels = "RGB"
 
 
 _SLD = Preprocessing()  # ImageNet mean and deviation, crop 0.9, bicubic
@@ -149,6 +152,8 @@ class Recipe(Strict):
                              "Take a divisor.")  # fmt: skip
         if self.accumulate > 1 and size % (2 if self.augment.mixes else 1):
             raise ValueError(f"micro-batches of {size} are odd, but mixup pairs pictures\nLower accumulate.")
+        if self.distillation is not None and self.preprocessing.channels != "RGB":
+            raise ValueError("distillation: its teacher takes RGB\nLeave it out, or set preprocessing.channels to RGB.")
 
     def _check_network(self) -> None:
         """At its resolution, and at those that steps may draw. Raises ValueError."""

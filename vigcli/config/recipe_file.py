@@ -57,7 +57,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Layers:
 
 def _find(path: Path, name: Any, where: str) -> Path:
     """The recipe that `base` names. A built-in one that was copied under its own name can still build on it."""
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,99}", name):
         hint = "Write a file's name alone: of a recipe beside this one, or of a built-in one."
         raise ConfigError(f"{where}: '{str(name)[:40]}' is no name of a recipe.", hint)
     folders = path.parent, builtin_folder("recipe")

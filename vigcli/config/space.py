@@ -221,4 +221,4 @@ def encode(space: SearchSpace, base: ArchConfig, config: ArchConfig) -> tuple[in
     if any(value not in choices for value, choices in zip(values, space.genes.values(), strict=True)):
         return None
     candidate = tuple(choices.index(v) for v, choices in zip(values, space.genes.values(), strict=True))
-    return candidate if space.config(base, candidate) == config else None
+    return candidate if space.config(base, candidate).is_network(config) else None

@@ -18,10 +18,11 @@ from torch import nn
 from vigcli.archs import build_block
 from vigcli.config.archs import ArchConfig, BlockSpec, arch_config
 from vigcli.config.load import parse_as
+from vigcli.config.package import UniformPrecision
 from vigcli.config.space import SearchSpace
 from vigcli.config.space_blocks import space_specs
 from vigcli.coreml.apple import coremltools
-from vigcli.coreml.convert import Precision, to_program, write_program
+from vigcli.coreml.convert import to_program, write_program
 from vigcli.errors import ConfigError
 from vigcli.files import write_text
 from vigcli.latency.interpolate import features_of
@@ -40,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def plan_of(
-    space: SearchSpace, protocol: Protocol, every: int = 1, precision: Precision = "fp16", copies: int = COPIES
+    space: SearchSpace, protocol: Protocol, every: int = 1, precision: UniformPrecision = "fp16", copies: int = COPIES
 ) -> Plan:
     """The plan of a space, or of every so many-th of its blocks in the order of their signatures: that keeps the
     shares of their kinds."""

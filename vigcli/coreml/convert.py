@@ -4,75 +4,88 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import logging
+import re
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from vigcli.archs import inference_form
+from vigcli.archs import backbone, inference_form
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.load import parse_as
-from vigcli.config.recipe import Preprocessing
+from vigcli.config.package import (
+    Input,
+    MinimumIos,
+    Output,
+    PackageMeta,
+    Precision,
+    UniformPrecision,
+    check_batch,
+    class_labels,
+    licence_text,
+    network_name,
+    output_texts,
+    planned,
+    preprocessing_text,
+)
+from vigcli.config.recipe import Channels, Preprocessing
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.interpreter import Program
+from vigcli.coreml.ranges import check_finite, check_half, kept_in_fp32, reaches
 from vigcli.errors import ConfigError
 from vigcli.files import replacing
+from vigcli.registry import FAMILIES
 
-Precision = Literal["fp16", "fp32"]
-MinimumIos = Literal[16, 17, 18]
 METADATA_KEY = "vig"
-INPUT_NAME, LOGITS_NAME = "image", "logits"
+INPUT_NAME = "image"
 
-
-class PackageMeta(CheckpointMeta):
-    """What a package says of itself, stored as JSON among its user-defined metadata.
-
-    Attributes:
-        checkpoint_sha256: the hash of the checkpoint that it was made from.
-        precision: of what it computes; `int8` has fp16 around its quantized operations, `mixed` has fp32 among fp16.
-        minimum_ios: the least iOS that runs it.
-        input: an image of 0 ... 255 in 8 bits, or a tensor of the same numbers.
-        output: probabilities with the class labels, plain logits, or the feature maps of the backbone.
-        batch: pictures that it takes at once.
-        fp32_results: of a mixed package, the results that stay in fp32.
-    """
-
-    checkpoint_sha256: str
-    precision: Literal["fp16", "fp32", "mixed", "int8"]
-    minimum_ios: MinimumIos = 16
-    input: Literal["image", "tensor"] = "image"
-    output: Literal["probabilities", "logits", "features"] = "probabilities"
-    batch: Annotated[int, Field(ge=1)] = 1
-    fp32_results: tuple[str, ...] = ()
+Progress = Callable[[str, int, int], None]
 
 
 class Deployable(nn.Module):
-    """The deployed network between pixels and probabilities: (1, 3, R, R) RGB in 0 ... 255 -> (1, num_classes)."""
+    """A network from pixels on: (B, 3, R, R) in 0 ... 255 -> (B, num_classes) probabilities, or what the network gives.
+
+    Args:
+        network: in evaluation form; gives (B, num_classes) logits or a list of feature maps.
+        given: the order of the pixels' channels; where the network wants the other, they are turned round.
+        softmax: give probabilities of logits.
+    """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, given: Channels = "RGB", softmax: bool = True):
         super().__init__()
         self.network = network
-        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean))
-        self.register_buffer("variance", (255 * torch.tensor(preprocessing.std)) ** 2)
+        self.softmax = softmax
+        self.turned = given != preprocessing.channels
+        mean, std = 255 * torch.tensor(preprocessing.mean), 255 * torch.tensor(preprocessing.std)
+        self.register_buffer("mean", mean if given == "RGB" else mean.flip(0))
+        self.register_buffer("variance", (std if given == "RGB" else std.flip(0)) ** 2)
 
-    def logits(self, pixels: Tensor) -> Tensor:
+    def logits(self, pixels: Tensor) -> Any:
+        """What the network gives: logits, or the list of its feature maps."""
         # As a batch norm, because coremltools would make one of a product and a sum, and add 1e-5 to its variance.
-        return self.network(F.batch_norm(pixels, self.mean, self.variance, eps=0.0))
+        x = F.batch_norm(pixels, self.mean, self.variance, eps=0.0)
+        if self.turned:  # by slices: MIL's gather and reverse leave the Neural Engine
+            x = torch.cat([x[:, 2:], x[:, 1:2], x[:, :1]], 1)
+        return self.network(x)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return torch.softmax(self.logits(pixels), 1)
+    def forward(self, pixels: Tensor) -> Any:
+        result = self.logits(pixels)
+        if self.softmax:
+            return torch.softmax(result, 1)
+        return result if isinstance(result, Tensor) else tuple(result)
 
 
 def export(
@@ -81,45 +94,110 @@ def export(
     path: Path | str,
     precision: Precision = "fp16",
     minimum_ios: MinimumIos = 16,
+    *,
+    input: Input = "image",
+    output: Output = "probabilities",
+    batch: int = 1,
+    images: Tensor | None = None,
+    on_progress: Progress = lambda what, done, total: None,
 ) -> PackageMeta:
     """Write the package of a checkpoint, whole or not at all, and return what it says of itself.
 
-    Raises ConfigError for a network whose input is not an RGB image, UnavailableError without coremltools.
+    Args:
+        images: (N, 3, R, R) uint8 RGB pictures on which no result may leave the range of its precision. `mixed` needs
+            them: there the results that would leave fp16's range, and what is computed from these, are kept in fp32.
+
+    Raises UsageError for a choice that no package can have, ConfigError for a network whose input is not an RGB image,
+    VigError for one that leaves the range, UnavailableError without coremltools.
     """
-    meta = PackageMeta(
-        **{name: getattr(checkpoint.meta, name) for name in CheckpointMeta.model_fields},
-        checkpoint_sha256=checkpoint_sha256,
-        precision=precision,
-        minimum_ios=minimum_ios,
-    )
-    if meta.arch.in_chans != 3:
-        raise ConfigError(f"arch.in_chans is {meta.arch.in_chans}: an image has 3.", "Export a network of RGB input.")
-    save_package(_convert(checkpoint, meta), meta, path)
+    check_batch(input, output, batch)
+    meta = planned(checkpoint.meta, checkpoint_sha256, precision, minimum_ios, input, output, batch)
+    module = deployable(checkpoint, meta)
+    if images is None:
+        save_package(_convert(module, meta), meta, path)
+    else:
+        model, meta = _within_range(module, meta, images, on_progress)
+        save_package(model, meta, path)
     return meta
 
 
-def _convert(checkpoint: Checkpoint, meta: PackageMeta) -> Any:
-    ct = coremltools()
-    size = meta.arch.resolution
-    module = Deployable(inference_form(meta.arch, checkpoint.model.float()), meta.preprocessing).eval()
-    pixels = torch.randint(0, 256, (1, 3, size, size), generator=torch.Generator().manual_seed(0)).float()
-    return to_program(
-        module,
-        pixels,
-        "fp16" if meta.precision == "fp16" else "fp32",
-        meta.minimum_ios,
-        inputs=[ct.ImageType(name=INPUT_NAME, shape=tuple(pixels.shape), color_layout=ct.colorlayout.RGB)],
-        classifier_config=ct.ClassifierConfig(class_labels(meta)),
-    )
+def _within_range(
+    module: Deployable, meta: PackageMeta, images: Tensor, on_progress: Progress
+) -> tuple[Any, PackageMeta]:
+    """A program that holds all its results on the pictures, and what it says of itself."""
+    blocks = list(meta.arch.named_blocks()) if meta.arch.family in FAMILIES else []
+    kept: set[str] = set()
+    while True:
+        on_progress("converting", 0, 1)
+        model = _convert(module, meta, kept)
+        with tempfile.TemporaryDirectory(prefix="vig-range-") as folder:
+            write_program(model, Path(folder) / "net.mlpackage")
+            program = Program.load(Path(folder) / "net.mlpackage")
+            found = reaches(program, images, on_progress=functools.partial(on_progress, "ranges"))
+        check_finite(program, found, blocks)
+        over = {reach.info.name for reach in found if reach.overflows}
+        if meta.precision != "mixed" or not over - kept:
+            check_half(program, found, len(images), blocks)
+            return model, meta.model_copy(update={"fp32_results": kept_in_fp32(program, meta.precision)})
+        kept |= over
+
+
+def deployable(checkpoint: Checkpoint, meta: PackageMeta) -> Deployable:
+    """The module that a package is made of; the checkpoint's own network is left as it is."""
+    network = inference_form(meta.arch, checkpoint.model.float())
+    if meta.output == "features":
+        network = backbone(meta.arch, network)
+    return Deployable(network, meta.preprocessing, meta.given_channels, meta.output == "probabilities").eval()
+
+
+def _convert(module: Deployable, meta: PackageMeta, fp32_results: Collection[str] = ()) -> Any:
+    pixels = torch.randint(0, 256, meta.input_shape, generator=torch.Generator().manual_seed(0)).float()
+    precision: UniformPrecision = "fp32" if meta.precision == "fp32" else "fp16"
+    return to_program(module, pixels, precision, meta.minimum_ios, fp32_results, **_interface(module, meta))
+
+
+def output_names(module: Deployable, meta: PackageMeta) -> list[str]:
+    """What the tensors that a module gives are called."""
+    network: Any = module.network
+    return list(network.names) if meta.output == "features" else [meta.output]
+
+
+def output_shapes(checkpoint: Checkpoint, meta: PackageMeta) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a package of that kind gives, before labels are put to it."""
+    module = deployable(checkpoint, meta)
+    with torch.no_grad():
+        result = module(torch.zeros(meta.input_shape))
+    results = [result] if isinstance(result, Tensor) else result
+    return {name: tuple(x.shape) for name, x in zip(output_names(module, meta), results, strict=True)}
+
+
+def _interface(module: Deployable, meta: PackageMeta) -> dict[str, Any]:
+    """What coremltools is told of the inputs and outputs of a package."""
+    ct, shape = coremltools(), meta.input_shape
+    if meta.input == "image":
+        layout = getattr(ct.colorlayout, meta.given_channels)
+        given = ct.ImageType(name=INPUT_NAME, shape=shape, color_layout=layout)
+    else:
+        given = ct.TensorType(name=INPUT_NAME, shape=shape, dtype=np.float32)
+    if meta.output == "probabilities":
+        return {"inputs": [given], "classifier_config": ct.ClassifierConfig(class_labels(meta))}
+    outputs = [ct.TensorType(name=name, dtype=np.float32) for name in output_names(module, meta)]
+    return {"inputs": [given], "outputs": outputs}
 
 
 def to_program(
-    module: nn.Module, example: Tensor, precision: Precision, minimum_ios: MinimumIos, **interface: Any
+    module: nn.Module,
+    example: Tensor,
+    precision: UniformPrecision,
+    minimum_ios: MinimumIos,
+    fp32_results: Collection[str] = (),
+    **interface: Any,
 ) -> Any:
     """The ML Program of a deployed module as coremltools makes it of a trace; nothing is loaded or written.
 
     Args:
         example: an input, whose shape the program is fixed to.
+        fp32_results: of an fp16 program, results by name that are computed in fp32, and what reads them too.
         interface: what coremltools is told of inputs and outputs: `inputs`, `outputs`, `classifier_config`.
     """
     ct = coremltools()
@@ -128,37 +206,43 @@ def to_program(
         return ct.convert(
             traced,
             convert_to="mlprogram",
-            compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+            compute_precision=_half_but_for(fp32_results) if precision == "fp16" else ct.precision.FLOAT32,
             minimum_deployment_target=getattr(ct.target, f"iOS{minimum_ios}"),
             skip_model_load=True,
             **interface,
         )
 
 
-def class_labels(meta: CheckpointMeta) -> list[str]:
-    """The names of the classes; numbers where the checkpoint does not know them."""
-    return list(meta.labels) or [str(i) for i in range(meta.arch.num_classes)]
+def _half_but_for(fp32_results: Collection[str]) -> Any:
+    """fp16 as coremltools takes it. It is asked by the trace's names (`x.1`, `115`), of which a program makes others
+    (`x_1_cast_fp16`, `var_115`)."""
+    names = {name.removesuffix("_cast_fp16") for name in fp32_results}
 
+    def is_half(op: Any) -> bool:
+        given = [value for value in op.inputs.values() if value is not None]
+        values = [one for value in given for one in (value if isinstance(value, list | tuple) else (value,))]
+        return names.isdisjoint(spelt(value.name) for value in (*op.outputs, *values))
 
-def preprocessing_text(meta: CheckpointMeta) -> str:
-    """What an app must do with a picture before it hands it to the package."""
-    size, p = meta.arch.resolution, meta.preprocessing
-    return (
-        f"resize the short side to {round(size / p.crop_ratio)} px ({p.interpolation}), centre crop {size} x {size}, "
-        "RGB, 0 to 255; normalization is inside"
-    )
+    def spelt(name: str) -> str:
+        return re.sub(r"\W", "_", name if not name[0].isdigit() else f"var_{name}", flags=re.ASCII)
+
+    return coremltools().transform.FP16ComputePrecision(op_selector=is_half)
 
 
 def save_package(model: Any, meta: PackageMeta, path: Path | str) -> None:
     """Describe a converted model and write it."""
-    name = str(getattr(meta.arch, "name", meta.arch.family))
+    classes = f", {meta.arch.num_classes} classes" if meta.output != "features" else ", feature maps"
     model.author = "vig"
     model.version = str(meta.provenance.get("versions", {}).get("vig", ""))
-    model.license = "as of the weights and the data that they were trained on"
+    model.license = licence_text(meta)
     model.short_description = (
-        f"{name}, {meta.arch.num_classes} classes, {meta.precision}, iOS {meta.minimum_ios} and later. "
+        f"{network_name(meta)}{classes}, {meta.precision}, iOS {meta.minimum_ios} and later. "
         f"Input: {preprocessing_text(meta)}."
     )
+    for name in model.input_description:
+        model.input_description[name] = preprocessing_text(meta)
+    for name, text in output_texts(meta, model.output_description).items():
+        model.output_description[name] = text
     model.user_defined_metadata[METADATA_KEY] = meta.model_dump_json()
     model.user_defined_metadata["preprocessing"] = preprocessing_text(meta)
     write_program(model, path)

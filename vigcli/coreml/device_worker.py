@@ -1,12 +1,13 @@
-"""The process that times packages for `vigcli.coreml.device`: `python -m vigcli.coreml.device_worker`.
+"""The process that loads packages for `vigcli.coreml.device_process`: `python -m vigcli.coreml.device_worker`.
 
-A package whose compilation for the Neural Engine fails can end the process that loads it, so the one that keeps the
-results never loads any. One JSON request comes on stdin, a JSON answer a package goes to stdout; what coremltools and
-CoreML print goes to stderr.
+A package whose compilation for the Neural Engine fails can end the process that loads it
+(github.com/apple/coremltools/issues/2758), so the one that keeps the results never loads any. One JSON request comes on
+stdin, a JSON answer a package goes to stdout; what coremltools and CoreML print goes to stderr.
 
 Request: `device` (mac or iphone), `udid`, `team`, `build_folder` (iphone alone), `compute_units`, `rounds`,
-`iterations`, `packages` (paths). Answer: `package` with `rounds` (ms of every inference) and `placement` (operations a
-unit; empty where no plan tells), or with `error`; or `fatal` alone, where no package can be timed at all.
+`iterations`, `packages` (paths), `task`, and for some tasks `inputs` (an .npz file; random numbers without), `names`
+(of results) and `values` (an .npz file to write). Answer: `package` with what its task says, or with `error`; or
+`fatal` alone, where nothing can be run at all.
 """
 
 from __future__ import annotations
@@ -24,23 +25,27 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vigcli.coreml.apple import coremltools
 
 EXPERIMENTAL = "coremltools.models.ml_program.experimental"
 LIMIT_S = 2 * 3600  # for one package; on an iPhone every inference is a message that takes a second or two
 _UNITS = {"MLNeuralEngineComputeDevice": "ANE", "MLGPUComputeDevice": "GPU", "MLCPUComputeDevice": "CPU"}
 
+Request = dict[str, Any]
+
 
 def main() -> None:
-    """Read the request, time its packages."""
+    """Read the request, do its task for its packages."""
     request = json.load(sys.stdin)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # CoreML writes to the file descriptor, which redirecting sys.stdout would not catch
         asyncio.run(serve(request, lambda answer: print(json.dumps(answer), file=answers, flush=True)))
 
 
-async def serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
-    """Time the packages of a request, one after the other, and answer each."""
+async def serve(request: Request, answer: Callable[[dict[str, Any]], None]) -> None:
+    """Do the task for the packages of a request, one after the other, and answer each."""
     try:
         device = await prepared_device(request) if request["device"] == "iphone" else None
     except Exception as error:
@@ -49,59 +54,116 @@ async def serve(request: dict[str, Any], answer: Callable[[dict[str, Any]], None
     for path in request["packages"]:
         signal.alarm(LIMIT_S)  # ends this process, from which the other one sees that the package hung
         try:
-            answer({"package": path} | await timed(path, request, device))
+            answer({"package": path} | await TASKS[request["task"]](path, request, device))
         except Exception as error:
             answer({"package": path, "error": _text(error)})
             if device is not None:  # its app may have ended with the package; the next process launches it again
                 return
 
 
-async def timed(path: str, request: dict[str, Any], device: Any) -> dict[str, Any]:
-    """The milliseconds of every inference by round, the model loaded anew for each, and what the plan places where."""
-    ct = coremltools()
+# ---------------------------------------------------------------------------------------------------- tasks
+
+
+async def times(path: str, request: Request, device: Any) -> dict[str, Any]:
+    """`rounds`: the milliseconds of every inference, the model loaded anew for each round; `loads`: those of loads."""
     perf_utils = import_module(f"{EXPERIMENTAL}.perf_utils")
-    units = ct.ComputeUnit[request["compute_units"]]
-    model = ct.models.MLModel(path, compute_units=units, skip_model_load=True)
-    rounds = []
+    model, inputs = _model(path, request), _inputs(request)
+    rounds, loads = [], []
     for _ in range(request["rounds"]):
-        benchmarker = perf_utils.MLModelBenchmarker(model, device=device)  # which keeps the model that it loads
-        measured = await benchmarker.benchmark_predict(iterations=request["iterations"], warmup=False)
+        benchmarker = perf_utils.MLModelBenchmarker(model, device=device)  # which keeps the first model that it loads
+        loads += (await benchmarker.benchmark_load(iterations=1)).samples
+        measured = await benchmarker.benchmark_predict(inputs, iterations=request["iterations"], warmup=False)
         rounds.append(measured.samples)
         del benchmarker
         gc.collect()
-    try:
-        usages = local_usages(path, units) if device is None else await remote_usages(model, device)
-        return {"rounds": rounds, "placement": count_units(usages)}
-    except Exception as error:  # the times are good without it
-        print(f"{path}: no compute plan: {_text(error)}", file=sys.stderr)
-        return {"rounds": rounds, "placement": {}}
+    return {"rounds": rounds, "loads": loads}
 
 
-def local_usages(path: str, units: Any) -> list[Any]:
-    """What this Mac's compute plan says of every operation."""
+async def placement(path: str, request: Request, device: Any) -> dict[str, Any]:
+    """`operations`: of each its `name` and `type`, the `unit` that CoreML's plan prefers, those `supported`, and its
+    `cost`, the share of the estimated work; constants, of which the plan says nothing, are left out."""
     ct = coremltools()
-    compute_plan = import_module("coremltools.models.compute_plan")
+    plans = import_module(f"{EXPERIMENTAL}.compute_plan_utils")
     with tempfile.TemporaryDirectory(prefix="vig-") as folder:
         compiled = ct.models.utils.compile_model(path, destination_path=str(Path(folder) / "model.mlmodelc"))
-        plan = compute_plan.MLComputePlan.load_from_path(path=compiled, compute_units=units)
-        operations = plan.model_structure.program.functions["main"].block.operations
-        return [plan.get_compute_device_usage_for_mlprogram_operation(operation) for operation in operations]
+        units = ct.ComputeUnit[request["compute_units"]]
+        plan = await plans.load_compute_plan_from_path_on_device(compiled, compute_units=units, device=device)
+        functions = plan.model_structure.program.functions
+        function = functions.get("main") or next(iter(functions.values()))
+        return {"operations": [found for op in function.block.operations if (found := _placed(plan, op))]}
 
 
-async def remote_usages(model: Any, device: Any) -> list[Any]:
-    """What the compute plan of an attached device says of every operation; it comes with a benchmark alone."""
-    perf_utils = import_module(f"{EXPERIMENTAL}.perf_utils")
-    infos = await perf_utils.MLModelBenchmarker(model, device=device).benchmark_operation_execution(iterations=1)
-    return [info.compute_device_usage for info in infos]
+async def block(path: str, request: Request, device: Any) -> dict[str, Any]:
+    """Times, and `placement`: operations by the unit that is preferred for them; empty where no plan tells."""
+    found = await times(path, request, device)
+    try:
+        operations = (await placement(path, request, device))["operations"]
+        return found | {"placement": count_units(operations)}
+    except Exception as error:  # the times are good without it
+        print(f"{path}: no compute plan: {_text(error)}", file=sys.stderr)
+        return found | {"placement": {}}
 
 
-def count_units(usages: Iterable[Any]) -> dict[str, int]:
-    """Operations by the unit that is preferred for them; constants have none and are not counted."""
-    preferred = (type(usage.preferred_compute_device).__name__ for usage in usages if usage is not None)
-    return dict(Counter(_UNITS.get(name, name) for name in preferred).most_common())
+async def values(path: str, request: Request, device: Any) -> dict[str, Any]:
+    """Write the results of `names` to the file `values`; `missing`: those that CoreML does not hand out."""
+    utils = import_module(f"{EXPERIMENTAL}.debugging_utils")
+    model, names = _model(path, request), request["names"]
+    inspector = utils.MLModelInspector(model, device=device)
+    found = await inspector.retrieve_outputs(_inputs(request), names, num_predict_intermediate_outputs=len(names))
+    np.savez(request["values"], **{name: value for name, value in found.items() if value is not None})
+    return {"missing": [name for name in names if found.get(name) is None]}
 
 
-async def prepared_device(request: dict[str, Any]) -> Any:
+TASKS = {"times": times, "placement": placement, "block": block, "values": values}
+
+
+# ---------------------------------------------------------------------------------------------------- parts
+
+
+def _model(path: str, request: Request) -> Any:
+    ct = coremltools()
+    units = ct.ComputeUnit[request["compute_units"]]
+    return ct.models.MLModel(path, compute_units=units, skip_model_load=True)
+
+
+def _inputs(request: Request) -> dict[str, Any] | None:
+    """The inputs of a request: pictures of bytes (H, W, 3) as PIL has them, all else as an array.
+
+    coremltools makes random ones by itself, but of pictures (github.com/apple/coremltools/issues/2678).
+    """
+    if "inputs" not in request:
+        return None
+    from PIL import Image
+
+    with np.load(request["inputs"]) as stored:
+        return {k: Image.fromarray(v) if v.dtype == np.uint8 else v for k, v in stored.items()}
+
+
+def _placed(plan: Any, operation: Any) -> dict[str, Any] | None:
+    """What a plan says of an operation; None of one of which it says nothing."""
+    usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
+    cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
+    if usage is None and cost is None:
+        return None
+    return {
+        "name": operation.outputs[0].name if operation.outputs else "",
+        "type": operation.operator_name.rpartition(".")[2],  # ios16.conv
+        "unit": _unit(usage.preferred_compute_device) if usage else None,
+        "supported": [_unit(unit) for unit in usage.supported_compute_devices] if usage else [],
+        "cost": cost.weight if cost else None,
+    }
+
+
+def _unit(device: Any) -> str:
+    return _UNITS.get(type(device).__name__, type(device).__name__)
+
+
+def count_units(operations: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Operations by the unit that is preferred for them."""
+    return dict(Counter(operation["unit"] for operation in operations if operation["unit"]).most_common())
+
+
+async def prepared_device(request: Request) -> Any:
     """The attached iPhone of a request, with coremltools' app built (once in `build_folder`), installed and running."""
     coremltools()
     remote = import_module(f"{EXPERIMENTAL}.remote_device")

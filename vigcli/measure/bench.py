@@ -8,22 +8,16 @@ rounds: what slows it down for seconds or minutes then meets modules of all kind
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
-import io
-import logging
 import os
 import platform
 import random
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -31,10 +25,8 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
-from vigcli.errors import NotMeasurableError, UnavailableError
+from vigcli.measure.onnx import onnxruntime, to_onnx
 
-INSTALL_HINT = "pip install 'vig[measure]'"
-OPSET = 17
 VISIT_MS = 6.0  # a visit calls a quick module for so long, a slow one `MIN_CALLS` times, and takes the median
 MIN_CALLS = 3
 MAX_CALLS = 100
@@ -48,46 +40,6 @@ PROTOCOL = (
 
 Call = Callable[[], float]
 """Runs a module once and returns the milliseconds that it took."""
-
-
-def onnxruntime() -> ModuleType:
-    """The onnxruntime module, imported on first use.
-
-    Raises UnavailableError where it is not installed, or onnx, without which torch does not export.
-    """
-    for name in ("onnx", "onnxruntime"):
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            raise UnavailableError(f"{name} is not installed.", INSTALL_HINT) from error
-    return module
-
-
-def export(module: nn.Module, in_shape: Sequence[int], name: str) -> bytes:
-    """A module in evaluation mode as an ONNX model for an input (1, *in_shape) of float32.
-
-    Raises NotMeasurableError, with `name`, for one that the exporter does not take.
-    """
-    model, logger = io.BytesIO(), logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")  # shapes are constants by design; the tracer remarks on each
-            image = torch.zeros(1, *in_shape)
-            torch.onnx.export(
-                module.eval(), (image,), model, opset_version=OPSET, dynamo=False,  # type: ignore[arg-type]
-            )  # fmt: skip
-    except Exception as error:  # whatever an operation of a custom block makes it raise
-        reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
-        raise NotMeasurableError(
-            f"{name}: cannot be exported to ONNX: {reason}", "Leave its network out, or write the block otherwise."
-        ) from error
-    finally:
-        logger.setLevel(level)
-    return model.getvalue()
 
 
 @functools.cache
@@ -116,7 +68,7 @@ class Session:
         options.log_severity_level = 3  # errors alone: it warns of folded constants and unused weights
         _share_activations()
         with tempfile.NamedTemporaryFile(suffix=".onnx") as file:  # of bytes in memory it would keep a copy
-            file.write(export(module, in_shape, name))
+            file.write(to_onnx(module, (1, *in_shape), name))
             file.flush()
             self._session = runtime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
         image = np.random.default_rng(0).standard_normal((1, *in_shape)).astype(np.float32)

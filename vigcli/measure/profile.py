@@ -69,15 +69,12 @@ def profile(config: ArchConfig) -> Profile:
 
 
 def _ours(config: ArchConfig) -> Profile:
-    stem, *stages, head = config.segments()
-    named = [("stem", stem[0])]
-    named += [(f"stages[{i}].blocks[{j}]", spec) for i, stage in enumerate(stages) for j, spec in enumerate(stage)]
-    named += [("head", head[0])]
-    counts = [count_block(config.family, spec) for _, spec in named]
+    named = config.named_blocks()
+    counts = [count_block(config.family, spec) for spec in named.values()]
     shorts = _short_signatures([count.spec for count in counts])
     blocks = (
         BlockProfile(name, count.spec.signature, short, count.params.deployed, count.deployed)
-        for (name, _), count, short in zip(named, counts, shorts, strict=True)
+        for name, count, short in zip(named, counts, shorts, strict=True)
     )
     # Blocks run one after another and hand one value on, so none sees more of the network than its own input.
     peak = max(count.peak_bytes for count in counts)

@@ -1,51 +1,17 @@
-"""What short trainings say: shares of right answers, their intervals, their differences on the same pictures, and the
-ranking that they make. Plain data; `resolve.py` does the training."""
+"""What short trainings say: the ranking that they make, and how sure it is.
+
+Plain data; `resolve.py` does the training."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-Right = NDArray[np.bool_]
-"""(N,): which held-out pictures were answered rightly."""
-
-
-class Difference(NamedTuple):
-    """One network's top-1 minus another's, in points, with its 95 % interval."""
-
-    points: float
-    low: float
-    high: float
-
-    @property
-    def is_told(self) -> bool:
-        """Whether the interval excludes equality."""
-        return not self.low <= 0 <= self.high
-
-    def __str__(self) -> str:
-        verdict = "" if self.is_told else ", which cannot be told from none"
-        return f"{self.points:+.1f} points (95 % interval {self.low:+.1f} to {self.high:+.1f}){verdict}"
+from vigcli.train.intervals import Difference
 
 
 def _rounded(difference: Difference | None) -> list[float] | None:
     return None if difference is None else [round(points, 2) for points in difference]
-
-
-def paired_difference(a: Right, b: Right, z: float = 1.959964) -> Difference:
-    """a's top-1 minus b's on the same pictures (N,).
-
-    Only pictures that one of them got right and the other wrong count; the interval is Wald's after half a picture was
-    added to each of the four cells (Agresti and Min, Statistics in Medicine 24, 2005).
-    """
-    gained, lost, count = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
-    points = 100 * (gained - lost) / count
-    sum_, gap, total = gained + lost + 1, gained - lost, count + 2
-    spread = z * math.sqrt(sum_ - gap**2 / total)
-    return Difference(points, 100 * (gap - spread) / total, 100 * (gap + spread) / total)
 
 
 @dataclass(frozen=True)

@@ -143,19 +143,23 @@ def _least(encoding: Encoding, column: int, generator: np.random.Generator) -> f
 
 
 def _too_tight(members: Sequence[Member], generator: np.random.Generator) -> InfeasibleError:
-    """Which limit nothing keeps, and the least that something has."""
+    """Which limits nothing keeps, and the least that something has."""
     limits = members[0].encoding.limits
     free = [replace(member.encoding, limits=Limits()) for member in members]
+    broken = {}
     for limit, (column, option) in zip(limits, _OPTIONS.items(), strict=True):
         reached = [_least(encoding, column, generator) for encoding in free] if limit < np.inf else []
         known = [value for value in reached if value is not None]
         if known and min(known) > limit:
             unit, factor = ("MB", 1.0) if column in (WEIGHT_MB, PEAK_MB) else ("M", 1e-6)
-            text = f"{np.ceil(min(known) * factor * 100) / 100:.2f}{unit}"
-            return InfeasibleError(
-                f"no network of the space keeps {option}: the least of any is {text}.",
-                f"Try {option} {text}, or a smaller --resolution.",
-            )
+            broken[option] = f"{np.ceil(min(known) * factor * 100) / 100:.2f}{unit}"
+    if broken:
+        told = ", nor ".join(f"{option}: the least of any is {text}" for option, text in broken.items())
+        tried = " ".join(f"{option} {text}" for option, text in broken.items())
+        together = "at least " if len(broken) > 1 else ""  # no network need have the least of two things at once
+        return InfeasibleError(
+            f"no network of the space keeps {told}.", f"Try {together}{tried}, or a smaller --resolution."
+        )
     if any(limit < np.inf for limit in limits):
         return InfeasibleError(
             "no network of the space keeps all limits at once.", "Loosen one of the --max-... limits."

@@ -25,9 +25,10 @@ from vigcli.archs.checkpoint import load_checkpoint
 from vigcli.errors import ConfigError
 from vigcli.files import write_json
 from vigcli.search.contest import Contest, Contestant
-from vigcli.search.measured import Difference, Resolution, Right, Row, paired_difference
+from vigcli.search.measured import Resolution, Row
 from vigcli.train.data import eval_batches, num_workers
-from vigcli.train.evaluate import DivergedError, Evaluation, evaluate, normalized, wilson_percent
+from vigcli.train.evaluate import DivergedError, Evaluation, evaluate, normalized
+from vigcli.train.intervals import Difference, Right, paired_difference, wilson_percent
 from vigcli.train.loop import CHECKPOINT_FILE, TrainEvent, train
 from vigcli.train.sampler import steps_per_epoch
 from vigcli.train.state import STATE_FILE

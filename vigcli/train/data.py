@@ -67,8 +67,8 @@ def num_workers(data: Data, world_size: int = 1) -> int:
 
 
 def eval_transform(preprocessing: Preprocessing, resolution: int, normalize: bool = True) -> Transform:
-    """Picture -> (3, R, R): resized, centre-cropped, normalized; uint8 in 0..255 where `normalize` is False."""
-    return create_transform(
+    """Picture -> (3, R, R): resized, cropped, normalized, in the network's order; uint8 RGB without `normalize`."""
+    transform = create_transform(
         resolution,
         crop_pct=preprocessing.crop_ratio,
         interpolation=preprocessing.interpolation,
@@ -76,6 +76,7 @@ def eval_transform(preprocessing: Preprocessing, resolution: int, normalize: boo
         std=preprocessing.std,
         normalize=normalize,
     )
+    return _in_order(transform, preprocessing) if normalize else transform
 
 
 def train_transform(augment: Augment, preprocessing: Preprocessing, resolution: int) -> Transform:
@@ -97,7 +98,17 @@ def train_transform(augment: Augment, preprocessing: Preprocessing, resolution: 
         for operation in part.ops if isinstance(part, RandAugment) else ():
             if operation.aug_fn is posterize:
                 operation.aug_fn = _posterize
+    return _in_order(transform, preprocessing)
+
+
+def _in_order(transform: Any, preprocessing: Preprocessing) -> Transform:
+    if preprocessing.channels == "BGR":
+        transform.transforms.append(_reversed)
     return transform
+
+
+def _reversed(x: Tensor) -> Tensor:
+    return x.flip(-3)
 
 
 def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
@@ -112,9 +123,10 @@ def eval_pixels(images: Sequence[Image.Image], preprocessing: Preprocessing, res
 
 
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 (B, 3, R, R) as the network's float input, bit for bit what `eval_transform` gives."""
+    """uint8 RGB (B, 3, R, R) as the network's float input, bit for bit what `eval_transform` gives."""
     mean, std = (pixels.new_tensor(value, dtype=torch.float32)[:, None, None] for value in _statistics(preprocessing))
-    return pixels.float().div_(255).sub_(mean).div_(std)
+    x = pixels.float().div_(255).sub_(mean).div_(std)
+    return _reversed(x) if preprocessing.channels == "BGR" else x
 
 
 def _statistics(preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,7 +1,8 @@
 """Picture files as upright RGB pictures of eight bits, the same for training, measuring and `vig run`.
 
-A picture is turned as its EXIF orientation says, as Apple's Vision does with a file; timm and torchvision leave it as it
-was stored. An alpha channel is left out, as they do; of an animation the first picture is taken.
+A picture is turned as its EXIF orientation says, as a person sees it and an app hands it to Vision; timm and
+torchvision leave it as it was stored. An alpha channel is left out, as they do; of an animation the first picture is
+taken.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def read_picture(source: Path | str | io.BytesIO, name: str) -> Image.Image:
             warnings.simplefilter("ignore")  # damaged EXIF, odd palettes: the picture is read all the same
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
+                image.load()  # of a TIFF Pillow itself turns it, and says so
                 return _upright(_eight_bits(image), _orientation(image)).convert("RGB")
     except Exception as error:  # PIL's decoders raise nearly anything for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__

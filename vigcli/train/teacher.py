@@ -32,12 +32,17 @@ class Teacher(nn.Module):
         scale = [a / b for a, b in zip(seen.std, expected.std, strict=True)]
         shift = [(a - b) / c for a, b, c in zip(seen.mean, expected.mean, expected.std, strict=True)]
         self.is_other = (seen.mean, seen.std) != (expected.mean, expected.std)
+        self.orders = seen.channels, expected.channels
         self.register_buffer("scale", torch.tensor(scale)[:, None, None])
         self.register_buffer("shift", torch.tensor(shift)[:, None, None])
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        return mean_of_heads(self.network(x * self.scale + self.shift if self.is_other else x))
+        seen, expected = self.orders
+        if self.is_other:
+            x = (x.flip(1) if seen == "BGR" else x) * self.scale + self.shift
+            seen = "RGB"
+        return mean_of_heads(self.network(x.flip(1) if seen != expected else x))
 
 
 def load_teacher(recipe: Recipe, labels: Sequence[str], device: str) -> Teacher:

@@ -92,7 +92,9 @@ def arch_config(name: str) -> AnyArch:
 
 
 def _unknown(name: str) -> AnyArch:
-    raise ConfigError(f"'{name}' is no known network.", did_you_mean(name, VARIANTS) or "`vig ls archs` lists them.")
+    family = [variant for variant, config in VARIANTS.items() if name.startswith(f"{config.family}_")]
+    hint = did_you_mean(name, family or VARIANTS) or "`vig ls archs` lists them."
+    raise ConfigError(f"'{name}' is no known network.", hint)
 
 
 def _known(name: str) -> str:
@@ -108,9 +110,9 @@ ArchName = Annotated[str, AfterValidator(_known)]
 
 
 def variant_name(config: ArchConfig) -> str | None:
-    """The published variant that a configuration is, whatever its resolution and classes."""
+    """The published variant that a configuration is, whatever its resolution, classes and dropout."""
     for name, variant in VARIANTS.items():
         same = {"resolution": variant.resolution, "num_classes": variant.num_classes, "in_chans": variant.in_chans}
-        if type(config) is type(variant) and config.model_copy(update=same) == variant:
+        if type(config) is type(variant) and variant.is_network(config.model_copy(update=same)):
             return name
     return None

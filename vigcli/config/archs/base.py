@@ -74,6 +74,12 @@ class ArchConfig(Strict):
         """The blocks in the order in which they run: stem, stages, head."""
         raise NotImplementedError
 
+    def named_blocks(self) -> dict[str, BlockSpec]:
+        """The blocks in the order in which they run, by name: `stem`, `stages[0].blocks[1]`, `head`."""
+        stem, *stages, head = self.segments()
+        between = {f"stages[{i}].blocks[{j}]": spec for i, stage in enumerate(stages) for j, spec in enumerate(stage)}
+        return {"stem": stem[0], **between, "head": head[0]}
+
     def stage_shapes(self) -> tuple[StageShape, ...]:
         """The shape of every stage: `segments()` without stem and head."""
         raise NotImplementedError
@@ -86,6 +92,12 @@ class ArchConfig(Strict):
     def blocks(self) -> tuple[BlockSpec, ...]:
         """All blocks in the order in which they run."""
         return tuple(block for segment in self.segments() for block in segment)
+
+    def is_network(self, other: ArchConfig) -> bool:
+        """Whether both build the same network; what matters in training alone (dropout, drop path) may differ."""
+        return type(self) is type(other) and [b.counted() for b in self.blocks()] == [
+            b.counted() for b in other.blocks()
+        ]
 
 
 class Published(NamedTuple):

@@ -85,6 +85,8 @@ class Nearest(NamedTuple):
                 f"reduction = {self.reduction} does not divide the grid of {grid} x {grid} ({stage})\n"
                 f"Take one of {fits}."
             )
+        if self.neighbours == self.reduction == 1:
+            raise ValueError(f"1 neighbour of a token is the token itself ({stage})\nTake 2 or more.")
         wanted, nodes = self.neighbours * self.dilation, (grid // self.reduction) ** 2
         if wanted > nodes:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""`const`: the types and values of a program's messages as torch tensors, numbers from the weight file included.
+"""`const`: the types and values of a program's messages as torch tensors, numbers from the weight files included.
 
 The messages come from a file that anybody may have written: every size is checked before it is believed, and a
 ValueError says what does not fit.
@@ -7,37 +7,16 @@ ValueError says what does not fit.
 from __future__ import annotations
 
 import math
-import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# The numbers that MIL.proto gives to its types.
-TYPE_NAMES = {
-    1: "bool",
-    2: "string",
-    10: "fp16",
-    11: "fp32",
-    12: "fp64",
-    21: "int8",
-    22: "int16",
-    23: "int32",
-    24: "int64",
-    25: "int4",
-    31: "uint8",
-    32: "uint16",
-    33: "uint32",
-    34: "uint64",
-    35: "uint4",
-    36: "uint2",
-    37: "uint1",
-    38: "uint6",
-    39: "uint3",
-}
+from vigcli.coreml.messages import DATA_TYPES, TensorValue, Value, ValueType, given
+from vigcli.coreml.weights import WeightFiles
+
 NUMPY_TYPES = {
     "bool": np.bool_,
     "fp16": np.float16,
@@ -54,8 +33,19 @@ NUMPY_TYPES = {
 }
 PACKED_BITS = {"uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6, "int4": 4}
 WIDE_INTEGERS = ("int64", "uint32", "uint64")
-BLOB_SENTINEL = 0xDEADBEEF
-BLOB_HEADER = struct.Struct("<IIQQ")  # sentinel, type, bytes, offset of the data
+# The lists of a message in which numbers of a type may stand; all others stand in `bytes`.
+LISTS = {
+    "bool": ("bools",),
+    "string": ("strings",),
+    "fp32": ("floats",),
+    "fp64": ("doubles",),
+    "int64": ("long_ints",),
+    "uint64": ("long_ints",),
+    "int32": ("ints",),
+    "int16": ("ints", "bytes"),
+    "uint16": ("ints", "bytes"),
+}
+LARGEST = 2**28  # numbers in a tensor, 1 GB: far more than an image network has
 
 
 @dataclass(frozen=True)
@@ -66,21 +56,30 @@ class TensorType:
     shape: tuple[int | None, ...]
 
     @classmethod
-    def of(cls, message: Any) -> TensorType | None:
-        """The type of a tensor or a scalar; None for lists and dictionaries."""
-        if message.WhichOneof("type") != "tensorType":
+    def of(cls, message: ValueType | None) -> TensorType | None:
+        """The type of a tensor or a scalar; None for lists and dictionaries. Raises ValueError for huge ones."""
+        tensor = message.tensor_type if message else None
+        if tensor is None:
             return None
-        tensor = message.tensorType
-        if tensor.dataType not in TYPE_NAMES:
-            raise ValueError(f"unknown element type {tensor.dataType}")
-        sizes = (d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions)
-        return cls(TYPE_NAMES[tensor.dataType], tuple(sizes))
+        if tensor.data_type not in DATA_TYPES:
+            raise ValueError(f"unknown element type {tensor.data_type}")
+        if tensor.rank != len(tensor.dimensions):
+            raise ValueError(f"{len(tensor.dimensions)} dimensions where {tensor.rank} are due")
+        shape = tuple(d.constant.size if d.constant else None for d in tensor.dimensions)
+        if math.prod(size for size in shape if size) > LARGEST:
+            raise ValueError(f"a tensor of {' x '.join(map(str, shape))} is too large")
+        return cls(DATA_TYPES[tensor.data_type], shape)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The shape of a constant, which has no open dimension."""
+        if None in self.shape:
+            raise ValueError("a constant has an open shape")
+        return [size for size in self.shape if size is not None]
 
     @property
     def num_elements(self) -> int:
-        if None in self.shape:
-            raise ValueError("a constant has an open shape")
-        return math.prod(size for size in self.shape if size is not None)
+        return math.prod(self.sizes)
 
     @property
     def size_bytes(self) -> int:
@@ -88,67 +87,58 @@ class TensorType:
         return -(-self.num_elements * bits // 8)
 
 
-class WeightFiles:
-    """The blobs of a package's weights folder; a file is read when the first constant names it."""
+class Decoder:
+    """Turns the values of a program into tensors, strings and lists; what constants share is read once."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._contents: dict[str, bytes] = {}
+    def __init__(self, weights: WeightFiles):
+        self.weights = weights
+        self._blobs: dict[tuple[str, int, str], Tensor] = {}
 
-    def read(self, location: str, offset: int, size_bytes: int) -> bytes:
-        name = location.rsplit("/", 1)[-1]
-        if name not in self._contents:
-            path = self.folder / name
-            if not path.is_file():
-                raise ValueError(f"weights/{name} is missing")
-            self._contents[name] = path.read_bytes()
-        content = self._contents[name]
-        if offset + BLOB_HEADER.size > len(content):
-            raise ValueError(f"weights/{name} ends at byte {len(content)}, before the numbers at {offset}")
-        sentinel, _, stored_bytes, start = BLOB_HEADER.unpack_from(content, offset)
-        if sentinel != BLOB_SENTINEL:
-            raise ValueError(f"weights/{name} holds no numbers at byte {offset}")
-        if stored_bytes != size_bytes:
-            raise ValueError(f"weights/{name} holds {stored_bytes} bytes at byte {offset} where {size_bytes} are due")
-        if start + size_bytes > len(content):
-            raise ValueError(f"weights/{name} ends at byte {len(content)}, inside the numbers at {start}")
-        return content[start : start + size_bytes]
+    def value(self, message: Value) -> Any:
+        """A tensor, a string, or a list of such. Raises ValueError."""
+        kind = given(message.type) if message.type else None
+        if kind == "list_type" and message.immediate_value and message.immediate_value.list:
+            return [self.value(element) for element in message.immediate_value.list.values]
+        type_ = TensorType.of(message.type)
+        if type_ is None:
+            raise ValueError(f"a constant is a {kind or 'value'} without a type that is known")
+        if message.blob_file_value:
+            return self._blob(message.blob_file_value.file_name, message.blob_file_value.offset, type_)
+        tensor = message.immediate_value.tensor if message.immediate_value else None
+        return _immediate(tensor or _NOTHING, type_)
 
-
-def decode(message: Any, weights: WeightFiles) -> Any:
-    """A value: a tensor, a string, or a list of such."""
-    if message.type.WhichOneof("type") == "listType":
-        return [decode(element, weights) for element in message.immediateValue.list.values]
-    type_ = TensorType.of(message.type)
-    if type_ is None:
-        raise ValueError(f"a constant of type {message.type.WhichOneof('type')}")
-    if message.WhichOneof("value") == "blobFileValue":
+    def _blob(self, location: str, offset: int, type_: TensorType) -> Tensor:
         if type_.dtype == "string":
             raise ValueError("strings in a weight file")
-        blob = message.blobFileValue
-        return _from_bytes(weights.read(blob.fileName, blob.offset, type_.size_bytes), type_)
-    return _from_message(message.immediateValue.tensor, type_)
+        key = (location, offset, type_.dtype)
+        if key not in self._blobs or self._blobs[key].numel() != type_.num_elements:
+            content = self.weights.read(location, offset, type_.dtype, type_.size_bytes)
+            self._blobs[key] = _from_bytes(content, type_)
+        return self._blobs[key].reshape(type_.sizes)
 
 
-def _from_message(tensor: Any, type_: TensorType) -> Any:
-    field = tensor.WhichOneof("value")
-    values: Any = getattr(tensor, field).values if field else []
-    if field == "bytes":
+_NOTHING = TensorValue(*[None] * 7)
+
+
+def _immediate(tensor: TensorValue, type_: TensorType) -> Any:
+    place = given(tensor)
+    values: Any = getattr(tensor, place).values if place else []
+    if values and place not in LISTS.get(type_.dtype, ("bytes",)):
+        raise ValueError(f"{type_.dtype} values among {place}")
+    if place == "bytes":
         return _from_bytes(values, type_)
     if len(values) != type_.num_elements:
         raise ValueError(f"{len(values)} values where {type_.num_elements} are due")
     if type_.dtype == "string":
         return list(values) if type_.shape else str(values[0])
-    if type_.dtype not in NUMPY_TYPES:
-        raise ValueError(f"{type_.dtype} values that are not packed")
-    return _to_torch(np.asarray(values, NUMPY_TYPES[type_.dtype]), type_)
+    return _to_torch(np.asarray(values, NUMPY_TYPES.get(type_.dtype, np.uint8)), type_)
 
 
 def _from_bytes(content: bytes, type_: TensorType) -> Tensor:
     if type_.dtype == "string" or len(content) != type_.size_bytes:
         raise ValueError(f"{len(content)} bytes do not make {type_.dtype} of shape {list(type_.shape)}")
     if type_.dtype not in PACKED_BITS:
-        return _to_torch(np.frombuffer(content, NUMPY_TYPES[type_.dtype]), type_)
+        return _to_torch(np.frombuffer(content, np.dtype(NUMPY_TYPES[type_.dtype]).newbyteorder("<")), type_)
     num_bits = PACKED_BITS[type_.dtype]
     numbers = unpack_bits(np.frombuffer(content, np.uint8), num_bits, type_.num_elements)
     if type_.dtype == "int4":
@@ -160,8 +150,11 @@ def unpack_bits(packed: np.ndarray, num_bits: int, count: int) -> np.ndarray:
     """Unsigned numbers of num_bits each, stored lowest bit first and across bytes."""
     if packed.size * 8 < count * num_bits:
         raise ValueError(f"{packed.size} bytes do not hold {count} numbers of {num_bits} bits")
-    bits = np.unpackbits(packed, bitorder="little", count=count * num_bits)
-    return (bits.reshape(count, num_bits) * (1 << np.arange(num_bits))).sum(1)
+    bits = np.unpackbits(packed, bitorder="little", count=count * num_bits).reshape(count, num_bits)
+    numbers = np.zeros(count, np.int32)
+    for i in range(num_bits):
+        numbers |= bits[:, i].astype(np.int32) << i
+    return numbers
 
 
 def _to_torch(numbers: np.ndarray, type_: TensorType) -> Tensor:
@@ -171,4 +164,4 @@ def _to_torch(numbers: np.ndarray, type_: TensorType) -> Tensor:
         kind = np.bool_
     elif type_.dtype.startswith("fp"):
         kind = np.float32
-    return torch.from_numpy(numbers.astype(kind)).reshape([size for size in type_.shape if size is not None])
+    return torch.from_numpy(numbers.astype(kind)).reshape(type_.sizes)

@@ -17,34 +17,43 @@ OPS: dict[str, Op] = {}
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: its function, the annotation of every parameter, and the defaults of the optional ones."""
+    """One operation.
+
+    Attributes:
+        parameters: the annotation of each.
+        defaults: of those that are optional.
+        exact: whether the numbers of its results are numbers of its inputs, their magnitudes or whole numbers: of fp16
+            inputs there is nothing to round then.
+    """
 
     name: str
     function: Function
     parameters: dict[str, Any]
     defaults: dict[str, Any]
+    exact: bool = False
 
     def convert(self, parameter: str, values: list[Any]) -> Any:
         """The values bound to a parameter, as its annotation asks for them."""
         annotation = self.parameters[parameter]
-        if annotation == list[Tensor]:
-            return values
-        if len(values) != 1:
-            raise ValueError(f"'{parameter}' takes one value, not {len(values)}")
-        return _as(annotation, values[0])
+        return values if annotation == list[Tensor] else _as(annotation, values[0])
+
+    def check_count(self, parameter: str, count: int) -> None:
+        """Raises ValueError for a parameter that takes one value and is given another number of them."""
+        if count != 1 and (self.parameters[parameter] != list[Tensor] or not count):
+            raise ValueError(f"'{parameter}' takes one value, not {count}")
 
 
-def op(name: str, function: Function | None = None) -> Any:
-    """Register a function under the name of an operation: `@op("conv")`, or `op("relu", relu)`."""
+def op(name: str, *, exact: bool = False) -> Callable[[Function], Function]:
+    """Register a function under the name of an operation: `@op("conv")`."""
 
     def register(function: Function) -> Function:
         hints = get_type_hints(function)
         signature = inspect.signature(function).parameters
         defaults = {p.name: p.default for p in signature.values() if p.default is not inspect.Parameter.empty}
-        OPS[name] = Op(name, function, {p: _without_none(hints[p]) for p in signature}, defaults)
+        OPS[name] = Op(name, function, {p: _without_none(hints[p]) for p in signature}, defaults, exact)
         return function
 
-    return register if function is None else register(function)
+    return register
 
 
 def _without_none(annotation: Any) -> Any:

@@ -1,0 +1,146 @@
+"""The second target: an ONNX file of the module that a package is made of, in fp32, with the same metadata.
+
+ONNX Runtime must give torch's logits, or feature maps, on real pictures before the file is put in its place.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vigcli.archs import backbone
+from vigcli.archs.checkpoint import Checkpoint
+from vigcli.config.package import (
+    Output,
+    PackageMeta,
+    class_labels,
+    licence_text,
+    network_name,
+    planned,
+    preprocessing_text,
+)
+from vigcli.coreml.convert import INPUT_NAME, METADATA_KEY, Deployable, deployable, output_names
+from vigcli.errors import ConfigError, NotMeasurableError, VigError
+from vigcli.files import replacing
+from vigcli.measure.onnx import onnx, onnxruntime, to_onnx
+from vigcli.nn.decisions import given_decisions, largest_regret
+
+TOLERANCE = 1e-5  # of the largest value of an output
+_OTHER_TARGET = "Export it to CoreML: --target ios16."
+_DECISIONS = {"TopK": 1, "ArgMin": 0, "Less": 0, "LessOrEqual": 0}  # operation -> its output that is a choice
+
+
+class OnnxFile(NamedTuple):
+    """What was written, and the largest error of an output, relative to its largest value, on the pictures."""
+
+    meta: PackageMeta
+    error: float
+    op_counts: Counter[str]
+
+
+def export_onnx(
+    checkpoint: Checkpoint,
+    checkpoint_sha256: str,
+    path: Path | str,
+    images: Tensor,
+    *,
+    output: Output = "probabilities",
+    batch: int = 1,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> OnnxFile:
+    """Write the ONNX file of a checkpoint, whole or not at all: (B, 3, R, R) RGB in 0 ... 255, of float32, go in.
+
+    Args:
+        images: (N, 3, R, R) uint8 RGB pictures on which ONNX Runtime is held to torch.
+
+    Raises ConfigError for a network that ONNX does not hold, VigError where the two differ, UnavailableError without
+    onnx and onnxruntime.
+    """
+    onnxruntime()  # before anything is computed
+    meta = planned(checkpoint.meta, checkpoint_sha256, "fp32", 16, "tensor", output, batch)
+    on_progress("converting", 0, 1)
+    module = deployable(checkpoint, meta)
+    try:
+        written = to_onnx(module, meta.input_shape, network_name(meta), [INPUT_NAME], output_names(module, meta))
+    except NotMeasurableError as refused:
+        raise ConfigError(str(refused), _OTHER_TARGET) from refused
+    model = onnx().load_from_string(written)
+    _describe(model, meta)
+    onnx().checker.check_model(model, full_check=True)
+    with replacing(path) as temporary:
+        onnx().save_model(model, str(temporary))
+        error = _error(temporary, checkpoint, meta, images, on_progress)
+        if not error <= TOLERANCE:
+            what = f"ONNX Runtime is {error:.1e} of the largest value off torch, more than {TOLERANCE:g}"
+            raise VigError(f"{path}: {what}; nothing was written.", _OTHER_TARGET)
+    counts = Counter(node.op_type for node in model.graph.node if node.op_type != "Constant")
+    return OnnxFile(meta, error, counts)
+
+
+def _describe(model: Any, meta: PackageMeta) -> None:
+    """Write into a model what it is; what only a CoreML package has is left out."""
+    about = {
+        METADATA_KEY: meta.model_dump_json(exclude={"minimum_ios", "fp32_results"}),
+        "labels": json.dumps(class_labels(meta)),
+        "license": licence_text(meta),
+        "preprocessing": preprocessing_text(meta),
+    }
+    model.producer_name, model.producer_version = "vig", str(meta.provenance.get("versions", {}).get("vig", ""))
+    model.doc_string = f"{network_name(meta)}, fp32. Input: {preprocessing_text(meta)}."
+    for key, value in about.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+# ------------------------------------------------------------------------------------------------ against torch
+
+
+def _error(
+    path: Path, checkpoint: Checkpoint, meta: PackageMeta, images: Tensor, on_progress: Callable[[str, int, int], None]
+) -> float:
+    """The largest relative error of what ONNX Runtime gives, logits in place of probabilities, against the network in
+    float64. What that decides by its features (neighbours, clusters) it decides as ONNX Runtime did, within rounding.
+    """
+    session, wanted, choices = _opened(path, meta)
+    network = copy.deepcopy(checkpoint.model)
+    network = network if meta.output != "features" else backbone(meta.arch, network)
+    reference = Deployable(network, meta.preprocessing, softmax=False).double().eval()
+    worst = 0.0
+    for start in range(0, len(images), meta.batch):
+        on_progress("checking", start, len(images))
+        pixels = images[torch.arange(start, start + meta.batch) % len(images)].float()
+        results = [torch.from_numpy(np.asarray(x)) for x in session.run(wanted + choices, {INPUT_NAME: pixels.numpy()})]
+        with torch.no_grad(), given_decisions(reference, results[len(wanted) :]):
+            expected = reference(pixels.double())
+        expected = [expected] if isinstance(expected, Tensor) else expected
+        errors = [_relative(found, due) for found, due in zip(results, expected, strict=False)]
+        worst = max(worst, *errors, largest_regret(reference), key=lambda x: float("inf") if x != x else x)
+    return worst
+
+
+def _relative(found: Tensor, due: Tensor) -> float:
+    return float((found.reshape(due.shape) - due).abs().max() / due.abs().max())
+
+
+def _opened(path: Path, meta: PackageMeta) -> tuple[Any, list[str], list[str]]:
+    """The file ready to run, the names of what is compared, and of what its operations choose."""
+    runtime = onnxruntime()
+    model = onnx().load_model(str(path))
+    wanted = [given.name for given in model.graph.output]
+    if meta.output == "probabilities":
+        wanted = [next(node.input[0] for node in model.graph.node if list(node.output) == wanted)]
+    nodes = [node for node in model.graph.node if node.op_type in _DECISIONS]
+    choices = [node.output[_DECISIONS[node.op_type]] for node in nodes]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx().helper.make_empty_tensor_value_info(name) for name in [*wanted, *choices])
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session, wanted, choices
