@@ -100,7 +100,7 @@ def command(
                 f"stopped at step {result.step}; the state is saved.", f"Go on with: vig train --resume {run}"
             )
         curves(result.history, run / "curves.png")
-    _report(result, run, as_json)
+    _report(result, recipe, run, as_json)
 
 
 def _name(recipe: Any) -> str:
@@ -138,7 +138,7 @@ def _plan(recipe: Any, as_json: bool) -> None:
     )
 
 
-def _report(result: Any, run: Path, as_json: bool) -> None:
+def _report(result: Any, recipe: Any, run: Path, as_json: bool) -> None:
     last = result.history[-1]
     evaluation = result.evaluation
     low, high = evaluation.interval_percent() if evaluation is not None else (None, None)
@@ -159,4 +159,11 @@ def _report(result: Any, run: Path, as_json: bool) -> None:
             f"(95 % interval {low:.1f} to {high:.1f}); last epoch, not the best."
         )
     say(f"Wrote {result.checkpoint}, history.json, curves.png.")
-    click.echo("Next:  vig quantize --int8")
+    click.echo("Next:  vig export" if _chooses_links(recipe) else "Next:  vig quantize --int8")
+
+
+def _chooses_links(recipe: Any) -> bool:
+    """Whether links depend on the picture, by a top-k: such a network is not quantized."""
+    from vigcli.measure.profile import profile
+
+    return any(op.mark == "topk" for block in profile(recipe.arch_config()).blocks for op in block.trace.ops)
