@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,7 @@ def command(
         folder = run_folder(output)
         answer["package"] = str(Path(folder) / file) if folder else f"{file} in a new run in runs/"
     else:
-        with new_run("export", run_folder(output)) as run:
-            path = path or _kept(checkpoint, run)
+        with new_run("export", run_folder(output)) as run, _with_file(path, checkpoint, run) as path:
             answer |= {"checkpoint": str(path), "package": str(run / file)}
             answer |= _written(checkpoint, meta, path, run / file, target, data_root)
     if as_json:
@@ -130,13 +130,21 @@ def _taken(subject: str | None) -> tuple[Path | None, Any]:
     return None, Checkpoint(build(config).eval(), meta)
 
 
-def _kept(checkpoint: Any, run: Path) -> Path:
-    """The drawn weights as a checkpoint beside the package, to verify it against."""
+@contextlib.contextmanager
+def _with_file(path: Path | None, checkpoint: Any, run: Path) -> Iterator[Path]:
+    """The file of a checkpoint; of drawn weights one beside the package, to verify it against."""
     from vigcli.archs.checkpoint import save_checkpoint
     from vigcli.cli.load import DRAWN_FILE
 
+    if path is not None:
+        yield path
+        return
     save_checkpoint(run / DRAWN_FILE, *checkpoint)
-    return run / DRAWN_FILE
+    try:
+        yield run / DRAWN_FILE
+    except BaseException:
+        (run / DRAWN_FILE).unlink()
+        raise
 
 
 def _ends(checkpoint: Any, meta: Any, target: str) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from vigcli.units import format_bytes
 
 @click.command()
 @click.argument("checkpoint_name", metavar="[CHECKPOINT]", required=False)
-@click.option("--int8", is_flag=True, help="Weights and activations in eight bits (W8A8); needs iOS 17.")
+@click.option("--int8", is_flag=True, help="Weights and activations in eight bits (W8A8).")
+@click.option(
+    "--target",
+    type=click.Choice(("ios16", "ios17", "ios18")),
+    default="ios17",
+    show_default=True,
+    help="The least iOS that runs the package; eight-bit activations need iOS 17.",
+)
 @click.option(
     "--data", "data_root", type=click.Path(), help="Folder with train/ and val/; default: the checkpoint's data."
 )
@@ -26,6 +33,7 @@ from vigcli.units import format_bytes
 def command(
     checkpoint_name: str | None,
     int8: bool,
+    target: str,
     data_root: str | None,
     images: int,
     output: str | None,
@@ -38,6 +46,10 @@ def command(
     """
     if not int8:
         raise UsageError("what to quantize to is not said.", "Write vig quantize --int8.")
+    if target == "ios16":
+        hint = "Take --target ios17, or stay in fp16: vig export --target ios16."
+        raise UsageError("--target ios16: has no operations on eight-bit activations.", hint)
+    ios: Any = int(target.removeprefix("ios"))
     from vigcli.archs.checkpoint import load_checkpoint
     from vigcli.cli.load import data_of, named, picked_checkpoint, run_folder
     from vigcli.train.data import check_classes, load_split, open_data
@@ -74,7 +86,7 @@ def command(
     with new_run("quantize", run_folder(output)) as run:
         package = run / "int8.mlpackage"
         with progress() as advance:
-            written = quantize_int8(checkpoint, digest, calibration, package, advance)
+            written = quantize_int8(checkpoint, digest, calibration, package, advance, ios)
             runner = open_runner(package)
 
             def measured(what: str, predict: Any) -> Any:
@@ -112,7 +124,7 @@ def command(
             "not known" if is_int8 else "",
         ))  # fmt: skip
     table(("", "top-1 % (95 %)", "pictures", "agreement %", "size", "ms"), rows, title=f"{path}, measured")
-    say(f"The package was run by {runner.ran_by}. It needs iOS 17 or later.")
+    say(f"The package was run by {runner.ran_by}. It needs iOS {ios} or later.")
     say("Milliseconds of int8: not known; the latency tables know fp16.")
     say(f"Wrote {package}. Input: {preprocessing_text(written)}.")
     click.echo(f"Next:  vig verify {package}")

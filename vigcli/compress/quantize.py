@@ -11,7 +11,7 @@ import importlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 from torch import Tensor
@@ -34,8 +34,9 @@ def quantize_int8(
     pixels: Tensor,
     path: Path | str,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    minimum_ios: Literal[17, 18] = 17,
 ) -> PackageMeta:
-    """Write the int8 package of a checkpoint (weights per channel, activations per tensor, symmetric; iOS 17).
+    """Write the int8 package of a checkpoint: weights per channel, activations per tensor, symmetric.
 
     Args:
         pixels: (N, 3, R, R) uint8 RGB pictures to calibrate on, at least 128; never those it is measured on.
@@ -48,7 +49,7 @@ def quantize_int8(
     with tempfile.TemporaryDirectory(prefix="vig-fp16-") as folder:
         source = Path(folder) / "fp16.mlpackage"
         on_progress("converting", 0, 1)
-        meta = export(checkpoint, checkpoint_sha256, source, "fp16", minimum_ios=17)
+        meta = export(checkpoint, checkpoint_sha256, source, "fp16", minimum_ios)
         program = Program.load(source)
         if "topk" in program.op_counts:  # for iOS 17 coremltools adds to the indices, and would quantize the sum
             raise ConfigError("a graph of nearest neighbours cannot be quantized to int8.", "Export it: vig export.")

@@ -80,9 +80,11 @@ def planned(
 
 def check_batch(input: Input, output: Output, batch: int) -> None:
     """Raise UsageError for several pictures where a CoreML package takes one."""
-    if batch > 1 and (input == "image" or output == "probabilities"):
-        what, instead = ("an image input", "--input tensor") if input == "image" else ("a classifier", "--logits")
-        raise UsageError(f"--batch {batch}: {what} takes one picture.", f"Add {instead}, or leave --batch out.")
+    wanted = {"--input tensor": input == "image", "--logits": output == "probabilities"}
+    missing = " ".join(option for option, is_missing in wanted.items() if is_missing)
+    if batch > 1 and missing:
+        what = f"--batch {batch}: an image input and class labels are of one picture."
+        raise UsageError(what, f"Add {missing}, or leave --batch out.")
 
 
 def class_labels(meta: CheckpointMeta) -> list[str]:
