@@ -58,7 +58,7 @@ def command(
     from vigcli.train.data import open_data
 
     check_weights(subjects, weights)
-    data = Data(root=data_root, workers=4) if data_root is not None else Data(source="emoji10", workers=0)
+    data = Data(root=data_root) if data_root is not None else Data(source="emoji10", workers=0)
     val = open_data(data, "val")
     runners = [open_subject(name, runtime, device, weights) for name in subjects or (None,)]
     with progress() as advance:
