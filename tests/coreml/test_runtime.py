@@ -244,10 +244,10 @@ def test_numbered_labels_are_no_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "given", "why"),
     [
-        (Small(), lambda: [ct.TensorType(name="x", shape=(1, 3, 8, 8))], r"takes x \(tensor\), not one"),
+        (Small(), lambda: [ct.TensorType(name="x", shape=(1, 3, 8, 8))], "takes x, a tensor, not a picture"),
         (Small(), lambda: image_input((1, 3, 8, 12)), "takes pictures of 8 x 12"),
         (nn.AvgPool2d(2), image_input, "no scores of classes"),
-        (nn.Conv2d(1, 1, 8), lambda: image_input((1, 1, 8, 8), "GRAYSCALE"), "not one RGB picture"),
+        (nn.Conv2d(1, 1, 8), lambda: image_input((1, 1, 8, 8), "GRAYSCALE"), "a GRAYSCALE, not a picture in RGB"),
     ],
     ids=["tensor", "wide", "maps", "gray"],
 )

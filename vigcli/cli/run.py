@@ -50,13 +50,12 @@ def command(names: tuple[str, ...], top: int, runtime: str, device: str, weights
                 unreadable.append(found)
             else:
                 records.append({"picture": str(file), "top": found})
-    kind = "score" if runner.scores == "scores" else "probability"
     if as_json:
         emit_json({"subject": runner.name, "ran_by": runner.ran_by, "preprocessing_is_a_guess": runner.is_guess,
                    "pictures": records})  # fmt: skip
     elif records:
-        rows = [(r["picture"], c["label"], f"{c[kind]:.4f}") for r in records for c in r["top"]]
-        table(("picture", "class", kind), rows)
+        rows = [(r["picture"], c["label"], f"{c[runner.number]:.4f}") for r in records for c in r["top"]]
+        table(("picture", "class", runner.number), rows)
     if len(files) == 1 and unreadable:
         raise unreadable[0]
     if unreadable:
@@ -92,12 +91,11 @@ def _answers(runner: Runner, files: Sequence[Path], top: int) -> Iterator[tuple[
 
 def _top(runner: Runner, scores: Tensor, top: int) -> list[list[dict[str, Any]]]:
     """For every picture its classes, the likeliest first."""
-    kind = "score" if runner.scores == "scores" else "probability"
     values = scores.softmax(1) if runner.scores == "logits" else scores
     best = values.sort(dim=1, descending=True, stable=True)
     return [
         [
-            {"class": place, "label": runner.class_names[place], kind: value}
+            {"class": place, "label": runner.class_names[place], runner.number: value}
             for value, place in zip(row_values[:top], row_places[:top], strict=True)
         ]
         for row_values, row_places in zip(best.values.tolist(), best.indices.tolist(), strict=True)

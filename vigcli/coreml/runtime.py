@@ -10,7 +10,7 @@ import json
 import math
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from vigcli.config.load import parse_as
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.apple import coremltools
-from vigcli.coreml.convert import METADATA_KEY, PackageMeta, meta_of
+from vigcli.coreml.convert import METADATA_KEY, PackageMeta, meta_of, quiet
 from vigcli.coreml.interpreter import Program
 from vigcli.errors import ConfigError, UnavailableError, VigError
 from vigcli.measure.onnx import onnxruntime
@@ -80,6 +80,11 @@ class Runner:
         return f"{text}: a GUESS (Vision's centerCrop); the file does not say" if self.is_guess else text
 
     @property
+    def number(self) -> str:
+        """What the number of a class is called, once logits are made probabilities."""
+        return "score" if self.scores == "scores" else "probability"
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The labels, or numbers."""
         return self.labels or tuple(map(str, range(self.num_classes)))
@@ -104,13 +109,24 @@ def open_runner(path: Path | str, runtime: Runtime = "auto") -> Runner:
     if path.suffix == ".onnx":
         return _onnx_runner(path)
     program = Program.load(path)
-    by_coreml = on_mac and runtime != "interpreter"
-    predict = _coreml(program) if by_coreml else _interpreter(program)
-    ran_by = f"CoreML, macOS {platform.mac_ver()[0]}" if by_coreml else INTERPRETER
+    runner = _described(program)
+    if on_mac and runtime != "interpreter":
+        return replace(runner, predict=_coreml(program), ran_by=f"CoreML, macOS {platform.mac_ver()[0]}")
+    return runner
+
+
+def _described(program: Program) -> Runner:
+    """What a package says of itself, run by the interpreter."""
+    if len(program.inputs) != 1:
+        raise ConfigError(f"{program.path}: takes {len(program.inputs)} inputs, not one picture.", _OURS)
+
+    def predict(images: Tensor) -> Tensor:
+        return program.predict(images.float())
+
     together = program.batch_size * max(1, BATCH // program.batch_size)
     if METADATA_KEY in program.metadata:
-        return _runner_of(meta_of(program), str(path), ran_by, predict, together)
-    return _foreign(program, ran_by, predict, together)
+        return _runner_of(meta_of(program), str(program.path), INTERPRETER, predict, together)
+    return _foreign(program, predict, together)
 
 
 def _runner_of(meta: PackageMeta, name: str, ran_by: str, predict: Predict, batch_size: int) -> Runner:
@@ -124,12 +140,13 @@ def _runner_of(meta: PackageMeta, name: str, ran_by: str, predict: Predict, batc
     )  # fmt: skip
 
 
-def _foreign(program: Program, ran_by: str, predict: Predict, batch_size: int) -> Runner:
+def _foreign(program: Program, predict: Predict, batch_size: int) -> Runner:
     """A classifier that others made, with pictures prepared as by Vision's `centerCrop`."""
-    shape = program.inputs[0].shape or ()
-    if len(program.inputs) != 1 or program.inputs[0].kind != "image" or program.inputs[0].color == "GRAYSCALE":
-        found = ", ".join(f"{feature.name} ({feature.kind})" for feature in program.inputs)
-        raise ConfigError(f"{program.path}: takes {found}, not one RGB picture.", _OURS)
+    given = program.inputs[0]
+    shape = given.shape or ()
+    if given.kind != "image" or given.color == "GRAYSCALE":
+        kind = given.color or given.kind
+        raise ConfigError(f"{program.path}: takes {given.name}, a {kind}, not a picture in RGB.", _OURS)
     if len(shape) != 4 or None in shape or shape[2] != shape[3]:
         found = " x ".join("any" if size is None else str(size) for size in shape[2:])
         raise ConfigError(f"{program.path}: takes pictures of {found}, not of one square size.", _OURS)
@@ -137,7 +154,8 @@ def _foreign(program: Program, ran_by: str, predict: Predict, batch_size: int) -
     count = len(labels) if labels is not None else _num_scores(program)
     names = tuple(map(str, labels or ()))
     return Runner(
-        str(program.path), ran_by, int(shape[2] or 0), count, () if names == tuple(map(str, range(count))) else names,
+        str(program.path), INTERPRETER, int(shape[2] or 0), count,
+        () if names == tuple(map(str, range(count))) else names,
         "scores" if labels is None else "probabilities", VISION, predict, is_guess=True, batch_size=batch_size,
     )  # fmt: skip
 
@@ -165,13 +183,10 @@ def _num_scores(program: Program) -> int:
 # ------------------------------------------------------------------------------------------------ runtimes
 
 
-def _interpreter(program: Program) -> Predict:
-    return lambda images: program.predict(images.float())
-
-
 def _coreml(program: Program) -> Predict:
     """Apple's runtime on all its compute units: tested with a model that is made, not run here."""
-    model = coremltools().models.MLModel(str(program.path))
+    with quiet():  # that it does not load is told where it is run
+        model = coremltools().models.MLModel(str(program.path))
     feature, labels = program.inputs[0], _labels_of(program)
     wanted = next((f.name for f in program.outputs if f.kind == "probabilities"), program.outputs[0].name)
     batch = (feature.shape or (1,))[0] or 1
@@ -186,11 +201,11 @@ def _coreml(program: Program) -> Predict:
         parts = [_padded(part, batch) for part in images.split(batch)]
         try:
             answers = [answer[wanted] for answer in model.predict([{feature.name: given(part)} for part in parts])]
+            if labels is not None:
+                answers = [[answer[label] for label in labels] for answer in answers]
         except Exception as error:  # coremltools raises what CoreML says as it comes
             hint = "`--runtime interpreter` runs it without CoreML."
             raise VigError(f"{program.path}: CoreML does not run it: {_short(error)}.", hint) from error
-        if labels is not None:
-            answers = [[[answer[label] for label in labels]] for answer in answers]
         scores = np.concatenate([np.asarray(answer, np.float32).reshape(batch, -1) for answer in answers])
         return torch.from_numpy(scores[: len(images)])
 

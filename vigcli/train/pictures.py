@@ -1,6 +1,6 @@
 """Picture files as upright RGB pictures of eight bits, the same for training, measuring and `vig run`.
 
-A picture is turned as its EXIF orientation says, as a person sees it and an app hands it to Vision; timm and
+A picture is turned as its EXIF orientation says: so a person sees it, and so an app hands it to Vision. timm and
 torchvision leave it as it was stored. An alpha channel is left out, as they do; of an animation the first picture is
 taken.
 """
