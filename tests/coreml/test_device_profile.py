@@ -78,6 +78,8 @@ def test_agreement_of_numbers_of_whole_numbers_and_of_none() -> None:
     assert agreement(np.array([[3.0, 4.5]], np.float16), x).db == pytest.approx(20, abs=0.01)
     assert agreement(x.numpy(), x).db == 150
     assert agreement(np.array([np.nan, 4.0]), x).db == -150
+    assert agreement(np.array([6.0, 8.0]), x, up_to_a_factor=True).db == 150
+    assert agreement(np.array([6.0, 9.0]), x, up_to_a_factor=True).db == pytest.approx(25.1, abs=0.01)
     assert agreement(np.array([1, 2, 3, 5]), torch.tensor([1, 2, 3, 4])).equal_percent == 75
     both = worst([agreement(x.numpy(), x), agreement(np.array([1, 2]), torch.tensor([1, 3]))])
     assert both == (150, 50)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packages
 import pytest
 import tiny
 import torch
@@ -16,7 +17,7 @@ from vigcli.archs.checkpoint import Checkpoint
 from vigcli.config.archs import VARIANTS, AnyArch, ArchConfig
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.coreml.apple import coremltools
-from vigcli.coreml.convert import export
+from vigcli.coreml.convert import METADATA_KEY, export
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.lint import CHOICES, KINDS, RULES, SETTINGS, Lint, lint, summary
 from vigcli.coreml.ops import OPS
@@ -102,6 +103,20 @@ def test_of_an_fp32_package_every_operation_is_fp32(tmp_path: Path) -> None:
     assert kinds == {"fp32"}
     assert len(found.findings) >= sum(found.num_ops.values()) - 2, "all but the label and a cast"
     assert {finding.setting for finding in found.findings} == {"vig export --precision fp16"}
+
+
+def test_what_is_kept_in_fp32_says_why(tmp_path: Path) -> None:
+    found_in(tiny.DYNAMIC, tmp_path)
+    path = tmp_path / "net.mlpackage"
+
+    def say_mixed(model: Any) -> None:
+        texts = model.description.metadata.userDefined
+        texts[METADATA_KEY] = texts[METADATA_KEY].replace('"precision":"fp16"', '"precision":"mixed"')
+
+    packages.edit(path, say_mixed)
+    casts = [finding for finding in lint(Program.load(path)).findings if finding.kind == "cast"]
+    assert casts
+    assert all("overflow" in finding.setting for finding in casts)
 
 
 @pytest.mark.slow

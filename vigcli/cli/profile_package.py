@@ -152,9 +152,8 @@ class Operations:
             for (kind, setting), number in groups.items()
         ]
         table(("finding", "number", "in", "leaves", "avoided by"), rows)
-        for kind in dict(groups):
-            rule = RULES[kind[0]]
-            say(f"{kind[0]}: {rule.reason} ({rule.source}).")
+        for kind in dict.fromkeys(kind for kind, _ in groups):
+            say(f"{kind}: {RULES[kind].reason} ({RULES[kind].source}).")
         say("Reported by others, not measured here; with --device mac CoreML itself is asked.")
 
 

@@ -43,6 +43,7 @@ TENSORS_FILE = "tensors.mlpackage"
 GROUP = 25  # results that are asked for at once: a model with all of them may not load
 
 Progress = Callable[[str, int, int], None]
+Agreements = dict[str, tuple[Agreement, Agreement]]  # of each result with the interpreter's and with torch's
 
 
 class OpProfile(NamedTuple):
@@ -201,9 +202,9 @@ def profile_on_device(
         machine = machine_of(target)
     asked = _Asked(prepared, folder, request_of(folder, target, machine, protocol), worker, on_progress)
     timed, placed = asked.ask("times"), asked.ask("placement")
-    references = [interpreter_values(prepared.program, prepared.inputs)]
-    references.append(torch_values(prepared.program, checkpoint, prepared.inputs) if checkpoint else {})
-    agreements = asked.agreements(references)
+    interpreter = interpreter_values(prepared.program, prepared.inputs)
+    torch = torch_values(prepared.program, checkpoint, prepared.inputs) if checkpoint else {}
+    agreements = asked.agreements(interpreter, torch)
     operations = _operations(prepared.program, lint(prepared.program), placed.get("operations", []), agreements)
     found = DeviceProfile(
         machine, target, protocol, sha256(prepared.package), operations, *_times(timed, protocol, asked.failures),
@@ -242,10 +243,10 @@ class _Asked:
         ((_, answer),) = answers_of([str(self.prepared.package.resolve())], self.folder, request, self.worker)
         return answer
 
-    def agreements(self, references: Sequence[Mapping[str, Tensor]]) -> dict[str, list[Agreement]]:
-        """How near every result is to each reference. A group that fails is asked for in halves: one result that
-        CoreML cannot hand out costs itself alone."""
-        found: dict[str, list[Agreement]] = {}
+    def agreements(self, interpreter: Mapping[str, Tensor], torch: Mapping[str, Tensor]) -> Agreements:
+        """How near every result is to the interpreter's and to torch's. A group that fails is asked for in halves: one
+        result that CoreML cannot hand out costs itself alone."""
+        found: Agreements = {}
         pending = _groups(self.prepared.names)
         while pending:
             names = pending.pop(0)
@@ -256,21 +257,28 @@ class _Asked:
             elif "error" in answer:
                 self.failures[f"value of {names[0]}"] = answer["error"]
             else:
-                found |= self._read(references)
+                found |= self._read(interpreter, torch)
         (self.folder / VALUES_FILE).unlink(missing_ok=True)
         return found
 
-    def _read(self, references: Sequence[Mapping[str, Tensor]]) -> dict[str, list[Agreement]]:
+    def _read(self, interpreter: Mapping[str, Tensor], torch: Mapping[str, Tensor]) -> Agreements:
+        """The values that the worker wrote, held to their references; int8 moves factors that torch has not moved."""
+        is_int8 = "quantize" in self.prepared.program.op_counts
         with np.load(self.folder / VALUES_FILE) as values:
-            return {name: [_agreement(values[name], known.get(name)) for known in references] for name in values.files}
+            return {
+                name: (_agreement(value, interpreter.get(name)), _agreement(value, torch.get(name), is_int8))
+                for name, value in values.items()
+            }
 
 
-def _agreement(value: np.ndarray, reference: Tensor | None) -> Agreement:
-    return agreement(value, reference) if reference is not None and reference.numel() == value.size else Agreement()
+def _agreement(value: np.ndarray, reference: Tensor | None, up_to_a_factor: bool = False) -> Agreement:
+    if reference is None or reference.numel() != value.size:
+        return Agreement()
+    return agreement(value, reference, up_to_a_factor)
 
 
 def _operations(
-    program: Program, linted: Lint, placed: Sequence[Mapping[str, Any]], agreements: Mapping[str, list[Agreement]]
+    program: Program, linted: Lint, placed: Sequence[Mapping[str, Any]], agreements: Agreements
 ) -> list[OpProfile]:
     """Every operation of the program, and behind them those that the plan names and the program does not."""
     plan = {operation["name"]: operation for operation in placed}

@@ -105,7 +105,7 @@ SETTINGS: dict[str, dict[str, str]] = {  # family -> kind of finding -> the sett
 }  # fmt: skip
 PRECISION = {
     "fp32": "vig export --precision fp16",
-    "mixed": "kept so because it may overflow in fp16; train it to a smaller range",
+    "mixed": "kept in fp32 because it may overflow in fp16",
 }
 
 
@@ -217,7 +217,7 @@ def _known_of(program: Program) -> tuple[ArchConfig | None, str]:
 
 
 def _setting(kind: str, block: str, arch: ArchConfig | None, precision: str) -> str:
-    if kind == "fp32":
+    if kind == "fp32" or (kind == "cast" and precision == "mixed"):
         return PRECISION.get(precision, "")
     text = SETTINGS.get(arch.family, {}).get(kind, "") if arch else ""
     stage = block.partition(".blocks[")[0]

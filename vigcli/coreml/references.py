@@ -113,7 +113,7 @@ def _results_by(program: Program, blocks: list[str]) -> dict[str, list[tuple[str
     found: dict[str, list[tuple[str, int]]] = {}
     for step in reversed(program.steps):
         info = step.outputs[0]
-        if info.type is None or None in info.type.shape:
+        if info.type is None or info.type.dtype not in HANDED_OUT or None in info.type.shape:
             continue
         result = (info.name, math.prod(size or 1 for size in info.type.shape))
         module = module_of(step)
@@ -124,12 +124,17 @@ def _results_by(program: Program, blocks: list[str]) -> dict[str, list[tuple[str
     return found
 
 
-def agreement(value: np.ndarray | Tensor, reference: Tensor) -> Agreement:
-    """How near a value is to its reference of as many elements, which may be laid out otherwise."""
+def agreement(value: np.ndarray | Tensor, reference: Tensor, up_to_a_factor: bool = False) -> Agreement:
+    """How near a value is to its reference of as many elements, which may be laid out otherwise.
+
+    Args:
+        up_to_a_factor: leave one out of the difference, as of an int8 package, where coremltools moves the scale of a
+            residual sum into the quantization around it.
+    """
     ours, theirs = torch.as_tensor(value).reshape(-1), reference.reshape(-1)
     if not reference.is_floating_point():
         return Agreement(equal_percent=100 * float((ours == theirs).double().mean()))
-    return Agreement(db=decibels(ours, theirs))
+    return Agreement(db=decibels(ours, theirs, up_to_a_factor))
 
 
 def worst(agreements: Sequence[Agreement]) -> Agreement:
@@ -139,9 +144,12 @@ def worst(agreements: Sequence[Agreement]) -> Agreement:
     return Agreement(min(db, default=None), min(equal, default=None))
 
 
-def decibels(value: Tensor, reference: Tensor) -> float:
-    """Signal-to-noise ratio; -150 where a value is no number."""
-    signal, noise = (float(x.double().square().sum()) for x in (reference, value.double() - reference.double()))
+def decibels(value: Tensor, reference: Tensor, up_to_a_factor: bool = False) -> float:
+    """Signal-to-noise ratio, 150 at the most; -150 where a value is no number."""
+    v, r = value.double(), reference.double()
+    if up_to_a_factor and float(r.square().sum()):
+        r = r * ((v * r).sum() / r.square().sum())
+    signal, noise = float(r.square().sum()), float((v - r).square().sum())
     if not math.isfinite(noise):
         return -150.0
     return 150.0 if noise <= 1e-15 * signal else 10 * math.log10(max(signal, 1e-300) / noise)
