@@ -4,9 +4,9 @@ A function has the name and the parameters of its operation in the specification
 Every floating-point tensor is float32 here: the interpreter rounds a result that the program declares as fp16.
 """
 
-from vigcli.coreml.ops import activation, conv, elementwise, normalization, quantization, reduction, shape
+from vigcli.coreml.ops import activation, conv, elementwise, normalization, quantization, reduction, resize, shape
 from vigcli.coreml.ops.registry import OPS, Op, op
 
-KINDS = (activation, conv, elementwise, normalization, quantization, reduction, shape)
+KINDS = (activation, conv, elementwise, normalization, quantization, reduction, resize, shape)
 
 __all__ = ["KINDS", "OPS", "Op", "op"]

@@ -2,146 +2,157 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from vigcli.coreml.ops.registry import op
+from vigcli.coreml.ops.registry import affordable, op
 
-# Every integer type is held in int32: the programs use the small ones for indices only, within their range.
-CAST_TYPES = {
-    "fp16": torch.float32,
-    "fp32": torch.float32,
-    "int16": torch.int32,
-    "uint16": torch.int32,
+FLOATS = ("fp16", "fp32")
+# Every integer type is held in int32; a cast to a smaller one wraps round, as numpy's does in coremltools.
+INTEGERS = {
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "int16": torch.int16,
+    "uint16": torch.uint16,
     "int32": torch.int32,
-    "bool": torch.bool,
 }
 
 
-@op("add")
-def add(x: Tensor, y: Tensor) -> Tensor:
-    return x + y
+def floor_div(x: Tensor, y: Tensor) -> Tensor:
+    """Towards minus infinity, whole numbers too: so the documentation says, and so a compiled model was seen to do
+    (github.com/kasper0406/stablehlo-coreml/pull/70)."""
+    return torch.div(x, y, rounding_mode="floor")
 
 
-@op("sub")
-def sub(x: Tensor, y: Tensor) -> Tensor:
-    return x - y
-
-
-@op("mul")
-def mul(x: Tensor, y: Tensor) -> Tensor:
-    return x * y
-
-
-@op("real_div")
 def real_div(x: Tensor, y: Tensor) -> Tensor:
+    """Not of whole numbers: the result is declared whole, coremltools itself folds it to fractions, and its front ends
+    always cast before."""
     if not x.is_floating_point():
         raise ValueError("a division of integers is not supported")
     return x / y
 
 
-@op("pow")
-def power(x: Tensor, y: Tensor) -> Tensor:
-    return x**y
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "acos": torch.acos,
+    "asin": torch.asin,
+    "atan": torch.atan,
+    "atanh": torch.atanh,
+    "cos": torch.cos,
+    "cosh": torch.cosh,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "exp2": torch.exp2,
+    "sin": torch.sin,
+    "sinh": torch.sinh,
+    "sqrt": torch.sqrt,
+    "square": torch.square,
+    "tan": torch.tan,
+}
+# Of numbers in fp16 their results are in fp16 too.
+UNARY_EXACT: dict[str, Callable[[Tensor], Tensor]] = {
+    "abs": torch.abs,
+    "ceil": torch.ceil,
+    "floor": torch.floor,
+    "identity": lambda x: x,
+    "logical_not": torch.logical_not,
+    "round": torch.round,  # halves to even, as numpy's in coremltools' value inference
+    "sign": torch.sign,
+}
+BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "real_div": real_div,
+    "floor_div": floor_div,
+    # The sign of x: so a compiled model was seen to do (the same place), though coremltools folds by Python's rule.
+    "mod": torch.fmod,
+    "pow": torch.pow,
+}
+BINARY_EXACT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "equal": torch.eq,
+    "not_equal": torch.ne,
+    "greater": torch.gt,
+    "greater_equal": torch.ge,
+    "less": torch.lt,
+    "less_equal": torch.le,
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "logical_xor": torch.logical_xor,
+}
 
 
-@op("maximum")
-def maximum(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(x, y)
+def broadcast(*operands: Tensor) -> None:
+    """Refuse operands whose common shape is too large."""
+    first = operands[0].shape
+    if any(operand.shape != first for operand in operands):
+        affordable(*torch.broadcast_shapes(*(operand.shape for operand in operands)))
 
 
-@op("minimum")
-def minimum(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(x, y)
+def _unary(name: str, function: Callable[[Tensor], Tensor], exact: bool) -> None:
+    @op(name, exact=exact)
+    def run(x: Tensor) -> Tensor:
+        return function(x)
 
 
-@op("equal")
-def equal(x: Tensor, y: Tensor) -> Tensor:
-    return x == y
+def _binary(name: str, function: Callable[[Tensor, Tensor], Tensor], exact: bool) -> None:
+    @op(name, exact=exact)
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        broadcast(x, y)
+        return function(x, y)
 
 
-@op("not_equal")
-def not_equal(x: Tensor, y: Tensor) -> Tensor:
-    return x != y
+for _exact, _table in ((False, UNARY), (True, UNARY_EXACT)):
+    for _name, _function in _table.items():
+        _unary(_name, _function, _exact)
+for _exact, _pairs in ((False, BINARY), (True, BINARY_EXACT)):
+    for _name, _pair in _pairs.items():
+        _binary(_name, _pair, _exact)
 
 
-@op("greater")
-def greater(x: Tensor, y: Tensor) -> Tensor:
-    return x > y
-
-
-@op("greater_equal")
-def greater_equal(x: Tensor, y: Tensor) -> Tensor:
-    return x >= y
-
-
-@op("less")
-def less(x: Tensor, y: Tensor) -> Tensor:
-    return x < y
-
-
-@op("less_equal")
-def less_equal(x: Tensor, y: Tensor) -> Tensor:
-    return x <= y
-
-
-@op("select")
+@op("select", exact=True)
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    broadcast(cond, a, b)
     return torch.where(cond.bool(), a, b)
 
 
 @op("cast")
 def cast(x: Tensor, dtype: str) -> Tensor:
-    if dtype not in CAST_TYPES:
+    """From fractions towards zero, as numpy's in coremltools' value inference."""
+    if dtype in FLOATS:
+        return x.float()
+    if dtype == "bool":
+        return x.bool()
+    if dtype not in INTEGERS:
         raise ValueError(f"a cast to {dtype} is not supported")
-    return x.to(CAST_TYPES[dtype])
+    return x.to(torch.int32 if dtype == "int32" else torch.int64).to(INTEGERS[dtype]).int()
 
 
-@op("identity")
-def identity(x: Tensor) -> Tensor:
-    return x
-
-
-@op("clip")
+@op("clip", exact=True)
 def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
     return x.clamp(alpha, beta)
 
 
-@op("abs")
-def absolute(x: Tensor) -> Tensor:
-    return x.abs()
-
-
-@op("exp")
-def exp(x: Tensor) -> Tensor:
-    return torch.exp(x)
-
-
 @op("log")
 def log(x: Tensor, epsilon: float = 1e-45) -> Tensor:
+    """An epsilon that a package keeps in fp16 is zero there, and here."""
     return torch.log(x + epsilon)
-
-
-@op("erf")
-def erf(x: Tensor) -> Tensor:
-    return torch.erf(x)
-
-
-@op("sqrt")
-def sqrt(x: Tensor) -> Tensor:
-    return torch.sqrt(x)
 
 
 @op("rsqrt")
 def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
+    """The epsilon stands under the root."""
     return torch.rsqrt(x + epsilon)
-
-
-@op("square")
-def square(x: Tensor) -> Tensor:
-    return x * x
 
 
 @op("inverse")
 def inverse(x: Tensor, epsilon: float = 1e-4) -> Tensor:
     return 1 / (x + epsilon)
+
+
+@op("threshold", exact=True)
+def threshold(x: Tensor, alpha: float) -> Tensor:
+    return x.clamp(min=alpha)

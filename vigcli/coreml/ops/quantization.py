@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vigcli.coreml.ops.const import unpack_bits
-from vigcli.coreml.ops.registry import op
+from vigcli.coreml.ops.registry import affordable, op
 
 INTEGER_RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 
@@ -27,6 +27,7 @@ def along_axis(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
 def quantize(
     input: Tensor, scale: Tensor, output_dtype: str, zero_point: Tensor | None = None, axis: int | None = None
 ) -> Tensor:
+    """clip(round(x / scale) + zero point); halves are rounded to even, as numpy's in coremltools' value inference."""
     if output_dtype not in INTEGER_RANGES:
         raise ValueError(f"quantization to {output_dtype} is not supported")
     x = torch.round(input / along_axis(scale, input, axis))
@@ -87,6 +88,7 @@ def unpack(packed: Tensor, num_bits: int, shape: list[int]) -> Tensor:
 
 def look_up(indices: Tensor, lut: Tensor, vector_axis: int | None) -> Tensor:
     """lut: one table of (num_palettes, vector_size) for every block of the indices."""
+    affordable(*indices.shape, lut.shape[-1])
     block = [
         (torch.arange(size) * blocks // size).reshape([-1 if axis == i else 1 for i in range(indices.dim())])
         for axis, (size, blocks) in enumerate(zip(indices.shape, lut.shape[:-2], strict=True))

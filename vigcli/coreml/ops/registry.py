@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -10,9 +11,19 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
+from vigcli.coreml.ops.const import LARGEST
+
 Function = Callable[..., Any]
 
 OPS: dict[str, Op] = {}
+
+
+def affordable(*sizes: int) -> None:
+    """Refuse a result of a shape that no network of images has, before it takes the memory."""
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"its result of {' x '.join(map(str, sizes))} has a negative size")
+    if math.prod(sizes) > LARGEST:
+        raise ValueError(f"its result of {' x '.join(map(str, sizes))} is too large")
 
 
 @dataclass(frozen=True)
