@@ -77,39 +77,7 @@ def outcome(program: Program, x: Tensor, **options: Any) -> Tensor:
     return result
 
 
-def timm_net(name: str, **options: Any) -> nn.Module:
-    import timm
-    from timm.utils.model import reparameterize_model
-
-    torch.manual_seed(0)
-    return reparameterize_model(timm.create_model(name, num_classes=10, **options).eval()).eval()
-
-
-# --- networks -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        pytest.param("mobilenetv3_small_050", 64, marks=pytest.mark.slow),
-        pytest.param("repvit_m0_9", 64, marks=pytest.mark.slow),
-        pytest.param("fastvit_t8", 64, marks=pytest.mark.slow),
-        pytest.param("mobilevitv2_050", 64, marks=pytest.mark.slow),
-        pytest.param("mobilevit_xxs", 64, marks=pytest.mark.slow),
-        pytest.param("levit_128s", 224, marks=pytest.mark.slow),
-    ],
-)
-def test_agrees_with_torch_on_networks_of_timm(name: str, size: int, tmp_path: Path) -> None:
-    module, x = timm_net(name), image(2, size)
-    with torch.no_grad():
-        expected = module(x)
-    export(module, tmp_path / "fp32.mlpackage", size=size)
-    export(module, tmp_path / "fp16.mlpackage", size=size, precision="FLOAT16")
-    single, half = Program.load(tmp_path / "fp32.mlpackage"), Program.load(tmp_path / "fp16.mlpackage")
-    assert relative_error(outcome(single, x[:1]), expected[:1]) < 1e-5
-    assert relative_error(single.predict(x), expected) < 1e-5
-    assert 30 < decibels(half.predict(x), expected) < 100
-    assert decibels(half.predict(x, precision="fp32"), expected) > 30
+# --- precision -----------------------------------------------------------------------------------------------------
 
 
 def test_stored_precision_is_half_and_shows(tmp_path: Path) -> None:
@@ -196,6 +164,47 @@ def test_images_that_cannot_run_together_run_one_by_one(module: nn.Module, tmp_p
     assert program.batch_size == 1
 
 
+@pytest.mark.parametrize("target", ["iOS16", "iOS17", "iOS18"])
+def test_a_package_of_three_takes_any_number_of_images(target: str, tmp_path: Path) -> None:
+    """Three at a time; where fewer are left the last is repeated, and its copies are dropped."""
+    ct = coremltools()
+    inputs = [ct.TensorType(name="x", shape=(3, 3, SIZE, SIZE))]
+    model = ct.convert(
+        torch.jit.trace(net(), image(3)),
+        inputs=inputs,
+        compute_precision=ct.precision.FLOAT32,
+        minimum_deployment_target=getattr(ct.target, target),
+        skip_model_load=True,
+    )
+    model.save(str(tmp_path / "three.mlpackage"))
+    program, x = Program.load(tmp_path / "three.mlpackage"), image(7)
+    assert program.batch_size == 3
+    with torch.no_grad():
+        expected = net()(x)
+    for count in (1, 2, 3, 4, 6, 7):
+        torch.testing.assert_close(program.predict(x[:count]), expected[:count], rtol=1e-5, atol=1e-6)
+    (together,) = program.run({"x": x[:3]}).values()
+    torch.testing.assert_close(together, expected[:3], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="'x' is 3 x 3 x 32 x 32, not 1 x 3 x 32 x 32"):
+        program.run({"x": x[:1]})
+
+
+class Averages(nn.Module):
+    """One row for all images together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(0, keepdim=True).flatten(1)
+
+
+def test_an_output_without_a_row_for_each_image(tmp_path: Path) -> None:
+    ct = coremltools()
+    inputs = [ct.TensorType(name="x", shape=(5, 3, 4, 4))]
+    traced = torch.jit.trace(Averages(), image(5, size=4))
+    ct.convert(traced, inputs=inputs, skip_model_load=True).save(str(tmp_path / "mean.mlpackage"))
+    with pytest.raises(ConfigError, match="its output of 1 x 48 has no row for each of 5 images"):
+        Program.load(tmp_path / "mean.mlpackage").predict(image(5, size=4))
+
+
 # --- inputs and outputs ---------------------------------------------------------------------------------------------
 
 
@@ -236,6 +245,66 @@ def test_a_classifier_names_its_classes(labels: list[Any], tmp_path: Path) -> No
     assert wanted.items() <= program.metadata.items()
 
 
+class Maps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = net().stem
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        fine = F.gelu(self.stem(x))
+        return fine, F.avg_pool2d(fine, 2)
+
+
+def test_several_outputs_come_by_name_and_are_no_scores(tmp_path: Path) -> None:
+    ct = coremltools()
+    export(
+        Maps().eval(), tmp_path / "maps.mlpackage", outputs=[ct.TensorType(name="fine"), ct.TensorType(name="coarse")]
+    )
+    program, x = Program.load(tmp_path / "maps.mlpackage"), image()
+    outputs = program.run({"x": x})
+    assert [feature.name for feature in program.outputs] == list(outputs) == ["fine", "coarse"]
+    for seen, due in zip(outputs.values(), Maps()(x), strict=True):
+        assert relative_error(seen, due) < 1e-5
+    with pytest.raises(ConfigError, match="it has 2 outputs; scores need one"):
+        program.predict(x)
+
+
+def test_a_tap_may_replace_a_result_which_is_rounded_as_it_was(package: Path, tmp_path: Path) -> None:
+    export(net(), tmp_path / "half.mlpackage", precision="FLOAT16")
+    third = 1 / 3
+
+    def replace(info: OpInfo, value: Tensor) -> Tensor | None:
+        return torch.full_like(value, third) if info.op_type == "reduce_mean" else None
+
+    for path in (package, tmp_path / "half.mlpackage"):
+        program = Program.load(path)
+        stored = outcome(program, image(), tap=replace)
+        (mean,) = (info for info in program.operations if info.op_type == "reduce_mean")
+        assert mean.type is not None
+        given = torch.tensor(third).half().float() if mean.type.dtype == "fp16" else torch.tensor(third)
+        head = next(step for step in program.steps if step.op.name == "linear")
+        expected = F.linear(given.expand(1, 64), head.constants["weight"], head.constants["bias"])
+        torch.testing.assert_close(stored, expected.half().float() if mean.type.dtype == "fp16" else expected)
+
+
+@pytest.mark.parametrize("target", ["iOS16", "iOS18"])
+def test_what_needs_no_rounding_would_not_change_by_it(target: str, tmp_path: Path) -> None:
+    """Of an fp16 package every result is an fp16 number, whether the interpreter rounds it or knows it to be one."""
+    ct = coremltools()
+    options = {"precision": "FLOAT16", "minimum_deployment_target": getattr(ct.target, target)}
+    export(net(), tmp_path / "half.mlpackage", **options)
+    program = Program.load(tmp_path / "half.mlpackage")
+    kinds = {step.op.name: step.rounded for step in program.steps}
+    assert kinds["maximum"] == kinds["concat"] == (False,)
+    assert kinds["conv"] == kinds["gelu"] == (True,)
+    program.run({"x": image()}, tap=_assert_half)
+
+
+def _assert_half(info: OpInfo, value: Tensor) -> None:
+    if info.type and info.type.dtype == "fp16":
+        assert torch.equal(value, value.half().float())
+
+
 def test_says_which_input_is_wrong(package: Path) -> None:
     program = Program.load(package)
     with pytest.raises(ConfigError, match="'x' is not given"):
@@ -244,42 +313,6 @@ def test_says_which_input_is_wrong(package: Path) -> None:
         program.run({"x": image(size=16)})
     with pytest.raises(ConfigError, match="precision 'int4'"):
         program.run({"x": image()}, precision="int4")  # type: ignore[arg-type]
-
-
-# --- compressed packages --------------------------------------------------------------------------------------------
-
-
-def compress(kind: str, model: Any) -> Any:
-    optimize = coremltools().optimize.coreml
-    configs = {
-        "linear": lambda: optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=0),
-        "palette": lambda: optimize.OpPalettizerConfig(mode="kmeans", nbits=4, weight_threshold=0),
-        "prune": lambda: optimize.OpMagnitudePrunerConfig(target_sparsity=0.5, weight_threshold=0),
-    }
-    functions = {
-        "linear": optimize.linear_quantize_weights,
-        "palette": optimize.palettize_weights,
-        "prune": optimize.prune_weights,
-    }
-    return functions[kind](model, optimize.OptimizationConfig(global_config=configs[kind]()))
-
-
-@pytest.mark.parametrize("target", ["iOS16", "iOS18"])
-@pytest.mark.parametrize(("kind", "at_least"), [("linear", 35), ("palette", 15), ("prune", 5)])
-def test_compressed_weights_are_those_that_coremltools_expands(
-    kind: str, at_least: float, target: str, tmp_path: Path
-) -> None:
-    ct = coremltools()
-    model = export(net(), tmp_path / "net.mlpackage", minimum_deployment_target=getattr(ct.target, target))
-    small = compress(kind, model)
-    small.save(str(tmp_path / "small.mlpackage"))
-    optimized = Program.load(tmp_path / "small.mlpackage")
-    assert any(op.startswith("constexpr_") for op in optimized.op_counts)
-    ct.optimize.coreml.decompress_weights(small).save(str(tmp_path / "large.mlpackage"))
-    x = image()
-    expanded = outcome(Program.load(tmp_path / "large.mlpackage"), x)
-    assert relative_error(outcome(optimized, x), expanded) < 1e-5
-    assert decibels(outcome(optimized, x), net()(x)) > at_least
 
 
 # --- planted faults -------------------------------------------------------------------------------------------------
