@@ -29,6 +29,7 @@ FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in name
 LIBRARIES = {
     "config": {"pydantic", "yaml"},
     "latency": {"pydantic", "numpy", "scipy"},
+    "runs": {"matplotlib"},
     "nn": {"torch"},
     "archs": {"torch", "timm", "safetensors"},
     "measure": {"torch", "numpy", "thop", "onnx", "onnxruntime", "matplotlib"},

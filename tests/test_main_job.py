@@ -81,7 +81,7 @@ def test_from_a_recipe_to_verified_packages(vig: Vig, pictures: Path, tmp_path: 
         assert counted["arch"]["resolution"] == 96
         assert counted["latency_outside_fit"], "a network this small lies outside the fitted range"
     runs = [path.name for path in sorted((tmp_path / "runs").iterdir())]
-    assert runs == ["0001-train", "0002-quantize", "0003-export"]
+    assert runs == ["0001-train", "0002-quantize", "0003-export", *(f"{i:04d}-verify" for i in (4, 5, 6))]
     for run in runs:
         assert "argv" in (tmp_path / "runs" / run / "run.yaml").read_text()
 
@@ -91,7 +91,9 @@ def test_a_package_of_another_checkpoint_is_refused(vig: Vig, tmp_path: Path) ->
     vig("build", "mobilevigv2_ti", *tiny, "-o", "one.safetensors")
     vig("build", "mobilevigv2_ti", *tiny, "--seed", "1", "-o", "two.safetensors")
     package = json.loads(vig("export", "one.safetensors", "--json"))["package"]
-    vig("verify", package, "--checkpoint", "two.safetensors", code=3)
+    vig("verify", package, "--against", "two.safetensors", code=3)
+    assert json.loads(vig("verify", package, "--json"))["checkpoint"] == "one.safetensors", "found by its hash"
+    (tmp_path / "one.safetensors").unlink()
     vig("verify", package, code=3)
 
 

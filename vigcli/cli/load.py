@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,18 +93,24 @@ def picked_package(path: str | None) -> Path:
 
 
 def checkpoint_of(package: Path, digest: str, named: str | None) -> Path:
-    """The checkpoint that a package was made from: the one named, else the one in runs/ with the hash it carries."""
+    """The checkpoint that a package was made from: the one named, else the one with the hash that it carries, in runs/,
+    beside the package or in the current folder."""
     if named is not None:
         path = picked_checkpoint(named)
         if path.is_file() and sha256(path) != digest:
             raise ConfigError(f"{path}: is not the checkpoint that {package.name} was made from.", "Its hash differs.")
         return path
-    for file in (CHECKPOINT_FILE, DRAWN_FILE):
-        for path in Path("runs").glob(f"*/{file}"):
-            if sha256(path) == digest:
-                return path
-    hint = "Name it with --checkpoint; it may have been trained on since."
-    raise ConfigError(f"{package}: no run holds the checkpoint that it was made from.", hint)
+    places = (
+        Path("runs").glob(f"*/{CHECKPOINT_FILE}"),
+        Path("runs").glob(f"*/{DRAWN_FILE}"),
+        package.parent.glob("*.safetensors"),
+        Path().glob("*.safetensors"),
+    )
+    for path in itertools.chain(*places):
+        if path.is_file() and sha256(path) == digest:
+            return path
+    hint = "Name it with --against; it may have been trained on since."
+    raise ConfigError(f"{package}: the checkpoint that it was made from is not found.", hint)
 
 
 def check_memory(what: str, num_params: int) -> None:

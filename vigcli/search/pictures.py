@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vigcli.errors import UnavailableError
 from vigcli.files import replacing
 from vigcli.latency.calibrated import family
 from vigcli.latency.table import Interval, LatencyTable
 from vigcli.measure.profile import BlockProfile
-from vigcli.runs.html import COLOURS
+from vigcli.runs.drawing import AMBER, BLUE, CYAN, GREEN, INK, LINE, PAPER, QUIET, RED, VIOLET, drawing, svg
 from vigcli.search.job import SearchResult
 from vigcli.search.networks import Network
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-INK, QUIET, LINE, PAPER, BLUE, RED, GREEN, VIOLET, AMBER, CYAN = (light for light, _ in COLOURS.values())
 KINDS = BLUE, RED, GREEN, VIOLET, AMBER, CYAN  # of blocks, in the order in which they are met
-_STYLE: dict[Any, Any] = {
-    "axes.edgecolor": QUIET, "axes.labelcolor": INK, "axes.grid": True, "axes.axisbelow": True, "grid.color": LINE,
-    "grid.linewidth": 0.6, "xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK, "text.color": INK, "font.size": 9, "legend.frameon": False, "legend.fontsize": 8,
-    "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "vig",
-    "text.parse_math": False, "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER,
-}  # fmt: skip
-_WIDTH = 5.4  # inches: its text can be read at the width of a phone
-
-
-@contextlib.contextmanager
-def drawing(height: float, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
-    """A figure and its axes, closed at the end. Raises UnavailableError without matplotlib."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise UnavailableError("matplotlib is not installed.", "pip install 'vig[search]'") from error
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = plt.subplots(rows, 1, figsize=(_WIDTH, height), layout="constrained", sharex=True)
-        try:
-            yield figure, axes
-        finally:
-            plt.close(figure)
-
-
-def svg(figure: Figure) -> str:
-    """The figure as text; the same figure gives the same text."""
-    written = io.StringIO()
-    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    return written.getvalue()
 
 
 def draw_front(result: SearchResult, path: Path | None = None) -> str:

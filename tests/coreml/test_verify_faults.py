@@ -1,0 +1,96 @@
+"""Each planted fault is found in the fp32, fp16 and int8 package alike, and its operation is named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import faults
+import pytest
+import tiny
+import torch
+
+from vigcli.archs.checkpoint import Checkpoint
+from vigcli.compress.quantize import quantize_int8
+from vigcli.coreml.convert import export, meta_of
+from vigcli.coreml.description import compare_descriptions
+from vigcli.coreml.graphs import Divergence, Graph, compare_graphs
+from vigcli.coreml.interpreter import Program
+from vigcli.coreml.simulate import Scales
+from vigcli.coreml.verify import twin_of
+
+pytest.importorskip("coremltools", exc_type=ImportError)
+SHA = "ab" * 32
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+class Shipped:
+    """A checkpoint with its packages and their twins."""
+
+    def __init__(self, checkpoint: Checkpoint, precisions: Sequence[str], folder: Path):
+        self.checkpoint = checkpoint
+        self.paths = {precision: folder / f"{precision}.mlpackage" for precision in precisions}
+        pixels = tiny.pixels(128, seed=2, size=checkpoint.meta.arch.resolution).to(torch.uint8)
+        for precision, path in self.paths.items():
+            if precision == "int8":
+                quantize_int8(checkpoint, SHA, pixels, path)
+            else:
+                images = pixels[:8] if precision == "mixed" else None
+                export(checkpoint, SHA, path, precision, images=images)  # type: ignore[arg-type]
+        self.twins = {
+            precision: twin_of(checkpoint, meta_of(Program.load(path))) for precision, path in self.paths.items()
+        }
+
+    def static_divergence(self, path: Path, precision: str) -> Divergence | None:
+        """What `verify` finds without running a picture."""
+        program, twin = Program.load(path), self.twins[precision]
+        meta = meta_of(program)
+        return (
+            compare_descriptions(twin, program, self.checkpoint.meta, meta)
+            or compare_graphs(Graph(twin), Graph(program), meta)
+            or (Scales(Graph(program)).divergence if precision == "int8" else None)
+        )
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    return Shipped(tiny.checkpoint(), PRECISIONS, tmp_path_factory.mktemp("shipped"))
+
+
+@pytest.fixture(scope="module")
+def normalized(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    """With layer norms and tanh GELU."""
+    return Shipped(faults.normalized_checkpoint(), PRECISIONS, tmp_path_factory.mktemp("normalized"))
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    """With results that fp16 does not hold."""
+    return Shipped(faults.loud_checkpoint(), ("mixed",), tmp_path_factory.mktemp("loud"))
+
+
+CASES = [
+    *(("shipped", fault, precision) for fault in faults.FAULTS for precision in PRECISIONS),
+    *(("normalized", fault, precision) for fault in faults.NORMALIZED_FAULTS for precision in PRECISIONS),
+    *(("loud", fault, "mixed") for fault in faults.FAULTS),
+    *(("shipped", fault, "int8") for fault in faults.INT8_FAULTS),
+]
+
+
+@pytest.mark.parametrize(("network", "precision"), sorted({(network, precision) for network, _, precision in CASES}))
+def test_a_sound_package_has_none(network: str, precision: str, request: pytest.FixtureRequest) -> None:
+    packages: Shipped = request.getfixturevalue(network)
+    assert packages.static_divergence(packages.paths[precision], precision) is None
+
+
+@pytest.mark.parametrize(("network", "fault", "precision"), CASES)
+def test_a_fault_is_found_and_named(
+    network: str, fault: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    packages: Shipped = request.getfixturevalue(network)
+    path = Path(shutil.copytree(packages.paths[precision], tmp_path / f"{precision}.mlpackage"))
+    named = faults.ALL[fault](path)
+    found = packages.static_divergence(path, precision)
+    assert found is not None
+    assert found.name == named
