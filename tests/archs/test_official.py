@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vigcli.archs import build
@@ -24,6 +25,7 @@ from vigcli.config.archs import VARIANTS
 from vigcli.config.recipe import PREPROCESSING
 from vigcli.errors import ConfigError
 from vigcli.runs.provenance import sha256
+from vigcli.train.evaluate import normalized
 
 Vig = Callable[..., str]
 
@@ -182,7 +184,6 @@ def test_an_imported_checkpoint_gives_the_authors_logits(authors_file: Path, vig
         "file": authors_file.name,
         "sha256": digest,
         "weights": "state_dict",
-        "was_bgr": False,
     }
 
 
@@ -196,14 +197,34 @@ def test_the_average_is_taken_when_it_is_asked_for(authors_file: Path, official:
     torch.testing.assert_close(head, 2 * official["head.bias"].float())
 
 
-def test_weights_for_bgr_take_rgb(authors_file: Path, vig: Vig) -> None:
+def test_weights_for_bgr_stay_as_they_are_and_say_so(authors_file: Path, vig: Vig) -> None:
     for name, flags in (("rgb", ()), ("bgr", ("--bgr",))):
         vig("import", authors_file.name, "--arch", "mobilevigv2_ti", "-o", f"{name}.safetensors", *flags)
     rgb, bgr = (load_checkpoint(f"{name}.safetensors") for name in ("rgb", "bgr"))
-    x = golden.images(224).float()
+    assert [c.meta.preprocessing.channels for c in (rgb, bgr)] == ["RGB", "BGR"]
+    for key, value in rgb.model.state_dict().items():
+        assert torch.equal(bgr.model.state_dict()[key], value)
+    pixels = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    first, turned = (normalized(c.model, c.meta.preprocessing) for c in (rgb, bgr))
+    mean = PREPROCESSING["mobilevigv2"].mean
+    assert len(set(mean)) == 3  # so what is turned round is turned after normalization
+    x = (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(rgb.meta.preprocessing.std)[:, None, None]
     with torch.no_grad():
-        torch.testing.assert_close(bgr.model(x.flip(1)), rgb.model(x))
-    assert [c.meta.provenance["imported"]["was_bgr"] for c in (rgb, bgr)] == [False, True]
+        torch.testing.assert_close(first(pixels), rgb.model(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(turned(pixels), rgb.model(x.flip(1)), rtol=1e-4, atol=1e-4)
+
+
+def test_timms_weights_are_imported_under_their_own_names(vig: Vig, tmp_path: Path) -> None:
+    model = build("timm:mobilenetv3_small_050", {"num_classes": 7})
+    save_file(dict(model.state_dict()), tmp_path / "weights.safetensors")
+    line = ("import", "weights.safetensors", "--arch", "timm:mobilenetv3_small_050")
+    vig(*line, code=3)
+    said = vig(*line, "--num-classes", "7")
+    assert said.endswith("Next:  vig export mobilenetv3_small_050.safetensors\n")
+    imported = load_checkpoint("mobilenetv3_small_050.safetensors")
+    assert imported.meta.preprocessing.crop_ratio == 0.875
+    for key, value in model.state_dict().items():
+        assert torch.equal(imported.model.state_dict()[key], value)
 
 
 def test_a_checkpoint_is_replaced_only_by_force(authors_file: Path, vig: Vig) -> None:

@@ -63,10 +63,12 @@ def read_weights(path: Path | str, ema: bool = False) -> Weights:
     return Weights(_tensors(path, named), taken, left)
 
 
-def load_into(model: nn.Module, path: Path | str, what: str) -> None:
+def load_into(model: nn.Module, path: Path | str, what: str, ema: bool = False) -> Weights:
     """Fill a network whose parameters the file names as the network does. Raises ConfigError, naming `what` it is."""
     try:
-        model.load_state_dict(read_weights(path).tensors)
+        weights = read_weights(path, ema)
+        model.load_state_dict(weights.tensors)
+        return weights
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120].rstrip(".")
         raise ConfigError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vigcli.archs import build
-from vigcli.archs.foreign import Weights, read_weights
+from vigcli.archs.foreign import Weights, load_into, read_weights
 from vigcli.config.archs import VARIANTS, ArchConfig, variant_name
 from vigcli.errors import ConfigError
 from vigcli.registry import FAMILIES, resolve
@@ -27,27 +27,20 @@ def join_names(theirs: str, ours: str, names: Names) -> Names:
 _Shape = tuple[int, ...]
 
 
-def read_official(
-    path: Path | str, config: ArchConfig, ema: bool = False, bgr: bool = False
-) -> tuple[nn.Module, Weights]:
-    """A network with the weights of the authors' file in evaluation mode, and what was read of the file.
+def read_official(path: Path | str, config: ArchConfig, ema: bool = False) -> tuple[nn.Module, Weights]:
+    """A network with the weights of its publisher's file in evaluation mode, and what was read of the file.
 
-    With `ema` it takes the exponential moving average of the weights. Weights that expect `bgr` pictures (of networks
-    trained with OpenCV) have the inputs of their first convolution turned round: the network takes RGB. Raises
-    ConfigError for a file that cannot be read or does not fit.
+    With `ema` it takes the exponential moving average of the weights. Raises ConfigError for a file that cannot be read
+    or does not fit.
     """
-    if config.family not in FAMILIES:
-        raise ConfigError("only networks of vig's own families are imported.", "`vig ls archs` lists them.")
-    weights = read_weights(path, ema)
     model = build(config)
+    if config.family not in FAMILIES:
+        return model.eval(), load_into(model, path, variant_name(config) or config.family, ema)
+    weights = read_weights(path, ema)
     try:
         load_official(model, weights.tensors)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}", error.hint) from error
-    if bgr:
-        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-        with torch.no_grad():
-            first.weight.copy_(first.weight.flip(1))
     return model.eval(), weights
 
 

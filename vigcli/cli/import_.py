@@ -18,7 +18,7 @@ from vigcli.cli.output import emit_json, fields, say
 @resolution_option
 @num_classes_option
 @click.option("--ema", is_flag=True, help="Take the moving average of the weights, where the file holds both.")
-@click.option("--bgr", is_flag=True, help="The weights expect blue before red: turn them round, so that ours take RGB.")
+@click.option("--bgr", is_flag=True, help="The weights expect blue before red, as of networks trained with OpenCV.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="The checkpoint; default: NAME.safetensors here.")
 @click.option("--force", is_flag=True, help="Replace the checkpoint if it exists.")
 @json_option
@@ -34,7 +34,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write a checkpoint from FILE, weights that the authors of a network published (.pth, .pt, .safetensors).
+    """Write a checkpoint from FILE, weights that a network's authors, or timm, published (.pth, .pt, .safetensors).
 
     Of a pickle nothing is run: it may hold tensors, plain containers and numbers, and argparse's namespaces.
 
@@ -42,22 +42,22 @@ def command(
     """
     from vigcli.archs.checkpoint import save_checkpoint
     from vigcli.archs.official import read_official
-    from vigcli.cli.load import arch_with, check_memory, checkpoint_output
+    from vigcli.cli.load import arch_with, check_memory, checkpoint_output, preprocessing_of
     from vigcli.config.checkpoint import CheckpointMeta
-    from vigcli.config.recipe import PREPROCESSING
     from vigcli.measure.count import count_params
     from vigcli.runs.provenance import provenance, sha256
 
-    path = checkpoint_output(output or f"{name}.safetensors", force)
+    path = checkpoint_output(output or f"{name.removeprefix('timm:')}.safetensors", force)
     config = arch_with(name, settings, resolution, num_classes)
     params = count_params(config).total
     check_memory(name, params)
-    model, weights = read_official(file, config, ema, bgr)
+    model, weights = read_official(file, config, ema)
+    preprocessing = preprocessing_of(config).model_copy(update={"channels": "BGR" if bgr else "RGB"})
     digest = sha256(file)
     taken = weights.taken or "the whole file"
     record = provenance(sys.argv, 0, config.model_dump_json(), [digest])
-    record["imported"] = {"file": Path(file).name, "sha256": digest, "weights": taken, "was_bgr": bgr}
-    meta = CheckpointMeta(arch=config, preprocessing=PREPROCESSING[config.family], parents=(digest,), provenance=record)
+    record["imported"] = {"file": Path(file).name, "sha256": digest, "weights": taken}
+    meta = CheckpointMeta(arch=config, preprocessing=preprocessing, parents=(digest,), provenance=record)
     save_checkpoint(path, model, meta)
     say(f"Wrote {path}.")
     answer = {
