@@ -69,8 +69,11 @@ def test_torch_is_found_again_in_every_family(name: str, tmp_path: Path) -> None
     program = Program.load(tmp_path / "net.mlpackage")
     inputs = inputs_of(program, None)
     ours, theirs = interpreter_values(program, inputs), torch_values(program, made, inputs)
-    assert len(theirs) > program.op_counts["conv"]
-    assert all((agreement(ours[name], value).db or 0) > 60 for name, value in theirs.items())
+    assert len(theirs) >= program.op_counts["conv"] + program.op_counts["linear"]
+    kinds = [info.op_type for info in program.operations]
+    before_a_choice = program.operations[: kinds.index("topk") if "topk" in kinds else None]
+    held = [info.name for info in before_a_choice if info.name in theirs]  # behind one, rounding may turn near ties
+    assert min(agreement(ours[name], theirs[name]).db or 0 for name in held) > 60
 
 
 def test_agreement_of_numbers_of_whole_numbers_and_of_none() -> None:

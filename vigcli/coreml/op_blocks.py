@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from vigcli.coreml.interpreter import Program, Step
 
 NETWORK = "network_"  # what `vigcli.coreml.convert` calls the network inside the module that it converts
-_WEIGHT = re.compile(r"(?P<module>.+?)_(?:weight|bias|gamma|beta)(?:_\d+)?(?:_to_fp16|_quantized|_palettized)*")
+_WEIGHT = re.compile(
+    r"(?P<module>.+?)_(?P<parameter>weight|bias|gamma|beta)(?:_\d+)?(?:_to_fp16|_quantized|_palettized)*"
+)
 _FIRST_INDEX = re.compile(r"(?P<list>.+?)_(?P<index>\d+)(?:_|$)")
 
 
@@ -54,6 +56,9 @@ def _block_of_weight(name: str, prefixes: dict[str, str]) -> str:
 
 
 def module_of(step: Step) -> str:
-    """The module that has the weights of a step, in their spelling: `network_stages_1_2_mixer_0`; empty without."""
-    found = [weight["module"] for name in step.constant_names if (weight := _WEIGHT.fullmatch(name))]
-    return found[0] if found else ""
+    """The module whose weight a step has, in the spelling of weights: `network_stages_1_2_mixer_0`; empty without.
+
+    Biases do not tell: coremltools keeps one of those that are equal, as of all that are zero.
+    """
+    weights = (_WEIGHT.fullmatch(name) for name in step.constant_names)
+    return next((weight["module"] for weight in weights if weight and weight["parameter"] == "weight"), "")

@@ -18,6 +18,7 @@ from vigcli.coreml.op_blocks import module_of, op_blocks, weights_begin
 from vigcli.coreml.package import Feature
 
 HANDED_OUT = ("fp16", "fp32", "int32")  # the types of results that CoreML gives
+LAYERS = ("conv", "conv_transpose", "linear", "layer_norm")  # operations that are a whole layer of torch
 AFTER_THE_NETWORK = ("softmax", "cast", "classify")  # what stands behind the last block
 
 
@@ -75,8 +76,8 @@ def interpreter_values(program: Program, inputs: dict[str, Tensor]) -> dict[str,
 def torch_values(program: Program, checkpoint: Checkpoint, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the torch network computes in fp32, by the operation of the package that gives the same.
 
-    That is, of a layer with weights, the last operation that has weights of it, of a block its last operation, and what
-    the package gives in the end. Other operations have no counterpart by name.
+    That is, of a layer the operation that has its weight, of a block its last operation, and what the package gives in
+    the end. Other operations have no counterpart by name, nor have layers whose weights are equal.
     """
     meta = meta_of(program)
     network = deployable(checkpoint, meta)
@@ -110,18 +111,19 @@ def as_taken(feature: Feature, pixels: Tensor) -> Tensor:
 def _results_by(program: Program, blocks: list[str]) -> dict[str, list[tuple[str, int]]]:
     """Of every module that may have one, the results that could be its own, the likeliest first, with their sizes."""
     places = op_blocks(program, blocks)
-    found: dict[str, list[tuple[str, int]]] = {}
+    layers: dict[str, list[tuple[str, int]]] = {}
+    ends: dict[str, list[tuple[str, int]]] = {}
     for step in reversed(program.steps):
         info = step.outputs[0]
         if info.type is None or info.type.dtype not in HANDED_OUT or None in info.type.shape:
             continue
         result = (info.name, math.prod(size or 1 for size in info.type.shape))
-        module = module_of(step)
-        if module:
-            found.setdefault(module, [result])
-        if places[info.name] in blocks and step.op.name not in AFTER_THE_NETWORK:
-            found.setdefault(weights_begin(places[info.name]).rstrip("_"), []).append(result)
-    return found
+        module, block = module_of(step), places[info.name]
+        if module and step.op.name in LAYERS:
+            layers.setdefault(module, []).append(result)
+        if block in blocks and step.op.name not in AFTER_THE_NETWORK:
+            ends.setdefault(weights_begin(block).rstrip("_"), []).append(result)
+    return ends | {module: results for module, results in layers.items() if len(results) == 1}
 
 
 def agreement(value: np.ndarray | Tensor, reference: Tensor, up_to_a_factor: bool = False) -> Agreement:
