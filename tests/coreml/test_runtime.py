@@ -22,6 +22,7 @@ from vigcli.coreml import runtime
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.convert import METADATA_KEY, Deployable, PackageMeta, export, save_package, to_program, write_program
 from vigcli.coreml.interpreter import Program
+from vigcli.coreml.onnx import export_onnx
 from vigcli.coreml.runtime import INTERPRETER, VISION, open_runner
 from vigcli.errors import ConfigError, UnavailableError, VigError
 from vigcli.measure.onnx import to_onnx
@@ -288,9 +289,13 @@ def onnx_file(path: Path, module: nn.Module, text: str | None, shape: tuple[int,
     return path
 
 
-def test_an_onnx_file_scores_as_its_checkpoint(checkpoint: Checkpoint, logits: Tensor, tmp_path: Path) -> None:
-    module = Deployable(checkpoint.model, checkpoint.meta.preprocessing)
-    runner = open_runner(onnx_file(tmp_path / "m.onnx", module, described(checkpoint).model_dump_json()))
+def test_an_onnx_file_scores_as_its_checkpoint(
+    checkpoint: Checkpoint, bgr: Checkpoint, logits: Tensor, tmp_path: Path
+) -> None:
+    export_onnx(bgr, SHA, tmp_path / "two.onnx", PIXELS, output="logits", batch=2)
+    assert packages.relative_error(open_runner(tmp_path / "two.onnx")(PIXELS), logits_of(bgr)) < 1e-5
+    export_onnx(checkpoint, SHA, tmp_path / "m.onnx", PIXELS)
+    runner = open_runner(tmp_path / "m.onnx")
     assert runner.ran_by.startswith("ONNX Runtime ")
     assert runner.labels == tiny.LABELS
     torch.testing.assert_close(runner(PIXELS), logits.softmax(1), rtol=1e-4, atol=1e-6)

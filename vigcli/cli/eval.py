@@ -81,7 +81,7 @@ def _measured(runner: Runner, val: Pictures, limit: int | None, workers: int, ad
 
     order = class_order(val.name, val.labels, runner.labels, runner.num_classes)
     total = min(limit or len(val), len(val))
-    say(f"Taking {runner.name} on {total:,} pictures of {val.name}, {runner.preparation}.")
+    say(f"Taking {runner.name} on {total:,} pictures of {val.name}: {runner.preparation}.")
     say(f"ran by: {runner.ran_by}")
     if not runner.labels:
         say("Its classes have no names: taken in the order of the folders' names.")

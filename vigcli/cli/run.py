@@ -40,7 +40,7 @@ def command(names: tuple[str, ...], top: int, runtime: str, device: str, weights
         raise UsageError(f"no picture to run {subject} on is named.", f"vig run {subject} PICTURE...")
     files = picture_files(names[subject is not None :])
     runner = open_subject(subject, runtime, device, weights)
-    say(f"Taking {runner.name}; {len(files)} picture{'s' * (len(files) > 1)}, {runner.preparation}.")
+    say(f"Taking {runner.name} on {len(files):,} picture{'s' * (len(files) > 1)}: {runner.preparation}.")
     say(f"ran by: {runner.ran_by}")
     records, unreadable = [], []
     with progress() as advance:

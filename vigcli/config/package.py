@@ -10,7 +10,7 @@ from pydantic import Field
 
 from vigcli.config.archs import TimmConfig, variant_name
 from vigcli.config.checkpoint import CheckpointMeta
-from vigcli.config.recipe import Channels
+from vigcli.config.recipe import Channels, Preprocessing
 from vigcli.errors import ConfigError, UsageError
 
 UniformPrecision = Literal["fp16", "fp32"]
@@ -94,12 +94,15 @@ def class_labels(meta: CheckpointMeta) -> list[str]:
 
 def preprocessing_text(meta: PackageMeta) -> str:
     """What an app must do with a picture before it hands it to the package."""
-    size, p = meta.arch.resolution, meta.preprocessing
-    side = math.floor(size / p.crop_ratio)  # as timm does it
-    return (
-        f"resize the short side to {side} px ({p.interpolation}), centre crop {size} x {size}, "
-        f"{meta.given_channels}, 0 to 255; normalization is inside"
-    )
+    crop = crop_text(meta.preprocessing, meta.arch.resolution)
+    return f"{crop}, {meta.given_channels}, 0 to 255; normalization is inside"
+
+
+def crop_text(preprocessing: Preprocessing, resolution: int) -> str:
+    """How a picture becomes a square."""
+    side = math.floor(resolution / preprocessing.crop_ratio)  # as timm does it
+    way = preprocessing.interpolation
+    return f"resize the short side to {side} px ({way}), centre crop {resolution} x {resolution}"
 
 
 def network_name(meta: CheckpointMeta) -> str:

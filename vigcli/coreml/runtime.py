@@ -7,7 +7,6 @@ which. How a picture becomes pixels is left to `vigcli.train`, and what scores a
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vigcli.config.load import parse_as
+from vigcli.config.package import crop_text
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.convert import METADATA_KEY, PackageMeta, meta_of, quiet
@@ -74,9 +74,7 @@ class Runner:
     @property
     def preparation(self) -> str:
         """What is done with a picture, in words."""
-        size, p = self.resolution, self.preprocessing
-        side = math.floor(size / p.crop_ratio)  # as timm does it
-        text = f"short side to {side} px ({p.interpolation}), centre {size} x {size}"
+        text = crop_text(self.preprocessing, self.resolution)
         return f"{text}: a GUESS (Vision's centerCrop); the file does not say" if self.is_guess else text
 
     @property
