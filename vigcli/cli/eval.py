@@ -34,7 +34,9 @@ class Measured(NamedTuple):
 
 @click.command()
 @click.argument("subjects", nargs=-1)
-@click.option("--data", "data_root", type=click.Path(), help="Where val is: class folders, a zip, a tar, ...; default: emoji10.")
+@click.option(
+    "--data", "data_root", type=click.Path(), help="Where val is: class folders, a zip, a tar, ...; default: emoji10."
+)
 @click.option("--limit", type=Integer(1), metavar="N", help="So many pictures, evenly spread; default: all.")
 @subject_options
 @json_option
