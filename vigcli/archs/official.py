@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vigcli.archs import build
 from vigcli.archs.foreign import Weights, load_into, read_weights
-from vigcli.config.archs import VARIANTS, ArchConfig, variant_name
+from vigcli.config.archs import VARIANTS, ArchConfig, TimmConfig, variant_name
 from vigcli.errors import ConfigError
 from vigcli.registry import FAMILIES, resolve
 
@@ -34,8 +34,8 @@ def read_official(path: Path | str, config: ArchConfig, ema: bool = False) -> tu
     or does not fit.
     """
     model = build(config)
-    if config.family not in FAMILIES:
-        return model.eval(), load_into(model, path, variant_name(config) or config.family, ema)
+    if isinstance(config, TimmConfig):
+        return model.eval(), load_into(model, path, f"timm:{config.name}", ema)
     weights = read_weights(path, ema)
     try:
         load_official(model, weights.tensors)
