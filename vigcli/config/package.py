@@ -113,14 +113,24 @@ def network_name(meta: CheckpointMeta) -> str:
 
 def licence_text(meta: CheckpointMeta) -> str:
     """What is known of the licence of the weights."""
-    if imported := meta.provenance.get("imported"):
-        return f"Weights: as the authors of {imported.get('file')} license them."
+    if file := _noted(meta, "imported", "file"):
+        return f"Weights: as the authors of {file} license them."
     if meta.dataset is None:
         return "Weights: drawn at random, or of unknown origin; no licence is known."
     return f"Weights: trained on {_DATA_LICENCES.get(meta.dataset, meta.dataset)}; no licence is stated."
 
 
 _DATA_LICENCES = {"emoji10": "emoji10 (Noto Emoji, Apache-2.0)"}
+
+
+def version_text(meta: CheckpointMeta) -> str:
+    """The version of vig that made the weights; empty where it is not known."""
+    return _noted(meta, "versions", "vig")
+
+
+def _noted(meta: CheckpointMeta, part: str, key: str) -> str:
+    found = meta.provenance.get(part)
+    return str(found.get(key, "")) if isinstance(found, dict) else ""
 
 
 def output_texts(meta: PackageMeta, names: Iterable[str]) -> dict[str, str]:

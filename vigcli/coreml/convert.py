@@ -37,6 +37,7 @@ from vigcli.config.package import (
     output_texts,
     planned,
     preprocessing_text,
+    version_text,
 )
 from vigcli.config.recipe import Channels, Preprocessing
 from vigcli.coreml.apple import coremltools
@@ -233,7 +234,7 @@ def save_package(model: Any, meta: PackageMeta, path: Path | str) -> None:
     """Describe a converted model and write it."""
     classes = f", {meta.arch.num_classes} classes" if meta.output != "features" else ", feature maps"
     model.author = "vig"
-    model.version = str(meta.provenance.get("versions", {}).get("vig", ""))
+    model.version = version_text(meta)
     model.license = licence_text(meta)
     model.short_description = (
         f"{network_name(meta)}{classes}, {meta.precision}, iOS {meta.minimum_ios} and later. "

@@ -26,6 +26,7 @@ from vigcli.config.package import (
     network_name,
     planned,
     preprocessing_text,
+    version_text,
 )
 from vigcli.coreml.convert import INPUT_NAME, METADATA_KEY, Deployable, deployable, output_names
 from vigcli.errors import ConfigError, NotMeasurableError, VigError
@@ -93,7 +94,7 @@ def _describe(model: Any, meta: PackageMeta) -> None:
         "license": licence_text(meta),
         "preprocessing": preprocessing_text(meta),
     }
-    model.producer_name, model.producer_version = "vig", str(meta.provenance.get("versions", {}).get("vig", ""))
+    model.producer_name, model.producer_version = "vig", version_text(meta)
     model.doc_string = f"{network_name(meta)}, fp32. Input: {preprocessing_text(meta)}."
     for key, value in about.items():
         model.metadata_props.add(key=key, value=value)
