@@ -361,6 +361,17 @@ def test_a_result_must_be_as_it_is_declared(copy: Path) -> None:
         run(copy)
 
 
+def test_results_must_be_as_many_as_are_declared(copy: Path) -> None:
+    def change(model: Any) -> None:
+        relu = step(model, "relu")
+        relu.outputs.add().CopyFrom(relu.outputs[0])
+        relu.outputs[1].name = "more"
+
+    packages.edit(copy, change)
+    with pytest.raises(ConfigError, match="it has 1 results, not 2"):
+        run(copy)
+
+
 def test_refuses_results_too_large_together(copy: Path) -> None:
     """Each of them could be; the first is needed to the end."""
 

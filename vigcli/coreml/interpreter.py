@@ -152,7 +152,7 @@ class Program:
     def _scores(self) -> tuple[list[Step], str]:
         """The steps that make the scores of the classes, and the name of the scores."""
         for step in self.steps:
-            if step.op.name == "classify":
+            if step.op.name == "classify" and "probabilities" in step.variables:
                 return [s for s in self.steps if s is not step], step.variables["probabilities"][0]
         if len(self.outputs) != 1:
             raise ConfigError(f"{self.path}: it has {len(self.outputs)} outputs; scores need one, or class labels.")

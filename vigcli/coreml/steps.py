@@ -59,7 +59,10 @@ class Step:
     def __call__(self, values: Mapping[str, Any], replaced: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         arguments = {name: self.op.convert(name, [values[v] for v in names]) for name, names in self.variables.items()}
         results = self.op.function(**{**self.constants, **(replaced or {}), **arguments})
-        return results if isinstance(results, tuple) else (results,)
+        results = results if isinstance(results, tuple) else (results,)
+        if len(results) != len(self.outputs):
+            raise ValueError(f"it has {len(results)} results, not {len(self.outputs)}")
+        return results
 
 
 def half(x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ LISTS = {
     "int16": ("ints", "bytes"),
     "uint16": ("ints", "bytes"),
 }
-LARGEST = 2**28  # numbers in a tensor, 1 GB: far more than an image network has
+LARGEST = 2**27  # numbers in a tensor, half a GB: far more than a network of images has
 
 
 @dataclass(frozen=True)
