@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -161,13 +161,11 @@ def _read(kind: Any, content: bytes, position: int, end: int, depth: int) -> Any
             position = _skip(content, position, end, tag)
             continue
         field, packed = found
+        read_one = _packed if packed else _value
+        value, position = read_one(field.kind, content, position, end, depth)
         if packed:
-            stop, position = _extent(content, position, end)
-            values.setdefault(field.name, []).extend(_unpacked(field.kind, content, position, stop))
-            position = stop
-            continue
-        value, position = _value(field.kind, content, position, end, depth)
-        if field.holds == "many":
+            values.setdefault(field.name, []).extend(value)
+        elif field.holds == "many":
             values.setdefault(field.name, []).append(value)
         elif field.holds == "map":
             _put(values.setdefault(field.name, {}), value, field, start)
@@ -178,7 +176,12 @@ def _read(kind: Any, content: bytes, position: int, end: int, depth: int) -> Any
     for union in unions:
         if sum(name in values for name in union) > 1:
             raise WireError(f"{kind.__name__}: two of {', '.join(union)} are given before byte {end}")
-    if len(values) < len(numbers):
+    return _complete(kind, values, len(numbers))
+
+
+def _complete(kind: Any, values: dict[str, Any], count: int) -> Any:
+    """The message, with the defaults of the fields that are not given."""
+    if len(values) < count:
         for field in fields_of(kind):
             if field.name not in values:
                 values[field.name] = field.unset()
@@ -205,10 +208,14 @@ def _value(kind: Kind, content: bytes, position: int, end: int, depth: int) -> t
     return kind.take(content, position, stop, end), stop
 
 
-def _unpacked(kind: Kind, content: bytes, position: int, end: int) -> Iterator[Any]:
-    while position < end:
-        value, position = _value(kind, content, position, end, 0)
-        yield value
+def _packed(kind: Kind, content: bytes, position: int, end: int, depth: int) -> tuple[list[Any], int]:
+    """All numbers of a list that has one tag, and the position behind them."""
+    stop, position = _extent(content, position, end)
+    values = []
+    while position < stop:
+        value, position = _value(kind, content, position, stop, depth)
+        values.append(value)
+    return values, stop
 
 
 def _tag(content: bytes, position: int, end: int) -> tuple[int, int]:
