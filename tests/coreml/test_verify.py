@@ -23,6 +23,7 @@ from vigcli.config.archs import arch_config
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.convert import export
+from vigcli.coreml.exact import TOLERANCE
 from vigcli.coreml.graphs import Divergence, same_half
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.noise import LARGEST_DB
@@ -31,7 +32,6 @@ from vigcli.coreml.verify import (
     MIN_INPUTS,
     MIN_SNR_DB,
     OVERFLOW,
-    TWIN_TOLERANCE,
     VerifyReport,
     verify,
 )
@@ -68,7 +68,7 @@ def edited(shipped: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
 def divergence(report: VerifyReport) -> Divergence:
     assert not report.passed
     assert report.divergence is not None
-    assert report.twin_error <= TWIN_TOLERANCE
+    assert report.twin_error <= TOLERANCE
     return report.divergence
 
 
@@ -93,7 +93,7 @@ def test_a_sound_package_passes(precision: str, shipped: dict[str, Path], checkp
     steps: list[tuple[str, int, int]] = []
     report = verify(shipped[precision], checkpoint, PIXELS, lambda *step: steps.append(step))
     assert report.passed
-    assert report.twin_error <= TWIN_TOLERANCE
+    assert report.twin_error <= TOLERANCE
     assert set(report.stages.values()) == {None}
     assert (len(report.inputs), report.min_db) == (MIN_INPUTS, MIN_SNR_DB[precision])
     assert report.meta.precision == precision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,12 @@ from vigcli.errors import VigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vigcli.archs.checkpoint import Checkpoint
+    from vigcli.config.package import PackageMeta
+    from vigcli.coreml.graphs import Divergence
+
+    Verdict = tuple[dict[str, Any], list[tuple[str, str]], Divergence | None]  # figures, what to print, what is wrong
 
 
 @click.command()
@@ -44,44 +51,81 @@ def command(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Run PACKAGE (default: the newest) op by op and hold it to the checkpoint that it was made from.
+    """Hold PACKAGE (default: the newest) to the checkpoint that it was made from, operation by operation.
+
+    PACKAGE is run by vig's interpreter; an ONNX file may be named too, and is run by ONNX Runtime.
 
     Example:  vig verify runs/0003-export/fp16.mlpackage --images cat.jpg
     """
     from vigcli.archs.checkpoint import load_checkpoint
     from vigcli.cli.load import checkpoint_of, picked_package
-    from vigcli.coreml.convert import package_meta
-    from vigcli.coreml.verify import CAVEAT, OVERFLOW, verify
-    from vigcli.coreml.verify_report import lines, summary, write_report
     from vigcli.runs.provenance import provenance
     from vigcli.runs.rundir import new_run, write_run_file
 
     package = picked_package(package_name)
-    meta = package_meta(package)
+    verified = _verify_onnx if package.suffix == ".onnx" else _verify_package
+    meta = _meta_of(package)
     path = checkpoint_of(package, meta.checkpoint_sha256, checkpoint_name)
     say(f"Taking {package} and {path}.")
     pixels, names = _pictures(image_names, inputs, meta)
+    paths = {"package": str(package), "checkpoint": str(path)}
     with new_run("verify", output) as run:
-        with progress() as advance:
-            report = verify(package, load_checkpoint(path), pixels, advance)
         record = provenance(sys.argv, 0, meta.model_dump_json(), [meta.checkpoint_sha256])
+        answer, lines, divergence = verified(run, load_checkpoint(path), pixels, names, paths, record)
         write_run_file(run, record)
-        paths = {"package": str(package), "checkpoint": str(path)}
-        write_report(run, report, names, paths, record)
     if as_json:
-        emit_json({**paths, "run": str(run), **summary(report)})
+        emit_json({**paths, "run": str(run), **answer})
     else:
-        fields(
-            [*lines(report), ("verdict", "the package is what its checkpoint says" if report.passed else "DIVERGES")]
-        )
-    say(CAVEAT)
-    say(f"Wrote {run}/verify.html and verify.json.")
-    if report.divergence is not None:
-        d = report.divergence
-        hint = f"Every operation is in {run}/verify.html. Export it again; was it edited?"
-        if d.why == OVERFLOW:
-            hint = "Export it with --precision fp32, or train it: drawn weights are of no scale."
-        raise VigError(f"{package}: {d.op_type} '{d.name}' diverges: {d.why}.", hint)
+        fields([*lines, ("verdict", "DIVERGES" if divergence else f"{package.name} is what its checkpoint says")])
+    say(answer["note"])
+    say(f"Wrote {run}.")
+    if divergence is not None:
+        what = f"{package}: {divergence.op_type} '{divergence.name}' diverges: {divergence.why}."
+        raise VigError(what, _hint(divergence, run))
+
+
+def _meta_of(package: Path) -> PackageMeta:
+    """What the file says of itself."""
+    if package.suffix == ".onnx":
+        from vigcli.coreml.verify_onnx import load_onnx
+
+        return load_onnx(package)[1]
+    from vigcli.coreml.convert import package_meta
+
+    return package_meta(package)
+
+
+def _verify_package(
+    run: Path, checkpoint: Checkpoint, pixels: Tensor, names: list[str], paths: dict[str, str], record: dict[str, Any]
+) -> Verdict:
+    from vigcli.coreml.verify import verify
+    from vigcli.coreml.verify_report import lines, summary, write_report
+
+    with progress() as advance:
+        report = verify(paths["package"], checkpoint, pixels, advance)
+    write_report(run, report, names, paths, record)
+    return summary(report), lines(report), report.divergence
+
+
+def _verify_onnx(
+    run: Path, checkpoint: Checkpoint, pixels: Tensor, names: list[str], paths: dict[str, str], record: dict[str, Any]
+) -> Verdict:
+    from vigcli.coreml.verify_onnx import lines, summary, verify_onnx
+    from vigcli.files import write_json
+
+    with progress() as advance:
+        report = verify_onnx(paths["package"], checkpoint, pixels, advance)
+    inputs = [{"name": name, "relative_error": error} for name, error in zip(names, report.errors, strict=False)]
+    write_json(run / "verify.json", {**paths, **summary(report), "inputs": inputs})
+    return summary(report), lines(report), report.divergence
+
+
+def _hint(divergence: Divergence, run: Path) -> str:
+    from vigcli.coreml.verify import OVERFLOW
+
+    if divergence.why == OVERFLOW:
+        return "Export it with --precision mixed or fp32, or train it: drawn weights are of no scale."
+    return f"All that was found is in {run}. Export it again; was it edited?"
 
 
 def _pictures(names: Sequence[str], count: int, meta: Any) -> tuple[Tensor, list[str]]:

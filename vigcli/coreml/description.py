@@ -30,7 +30,7 @@ def compare_descriptions(
         _features_apart("input", twin.inputs, shipped.inputs)
         or _features_apart("output", twin.outputs, shipped.outputs)
         or _labels_apart(shipped, checkpoint)
-        or _metadata_apart(checkpoint, meta)
+        or metadata_apart(checkpoint, meta)
         or _texts_apart(twin, shipped)
         or _format_apart(read_package(shipped.path), meta)
     )
@@ -61,7 +61,8 @@ def _labels_apart(shipped: Program, checkpoint: CheckpointMeta) -> Divergence | 
     return None
 
 
-def _metadata_apart(checkpoint: CheckpointMeta, meta: PackageMeta) -> Divergence | None:
+def metadata_apart(checkpoint: CheckpointMeta, meta: PackageMeta) -> Divergence | None:
+    """The first field that a package says otherwise than its checkpoint."""
     for name in CheckpointMeta.model_fields:
         due, given = getattr(checkpoint, name), getattr(meta, name)
         if due != given:

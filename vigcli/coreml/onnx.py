@@ -5,7 +5,6 @@ ONNX Runtime must give torch's logits, or feature maps, on real pictures before 
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vigcli.archs import backbone
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.config.package import (
     Output,
@@ -28,13 +26,12 @@ from vigcli.config.package import (
     preprocessing_text,
     version_text,
 )
-from vigcli.coreml.convert import INPUT_NAME, METADATA_KEY, Deployable, deployable, output_names
+from vigcli.coreml.convert import INPUT_NAME, METADATA_KEY, deployable, output_names
+from vigcli.coreml.exact import TOLERANCE, Exact
 from vigcli.errors import ConfigError, NotMeasurableError, VigError
 from vigcli.files import replacing
 from vigcli.measure.onnx import onnx, onnxruntime, to_onnx
-from vigcli.nn.decisions import given_decisions, largest_regret
 
-TOLERANCE = 1e-5  # of the largest value of an output
 _OTHER_TARGET = "Export it to CoreML: --target ios16."
 _DECISIONS = {"TopK": 1, "ArgMin": 0, "Less": 0, "LessOrEqual": 0}  # operation -> its output that is a choice
 
@@ -109,39 +106,31 @@ def _error(
     """The largest relative error of what ONNX Runtime gives, logits in place of probabilities, against the network in
     float64. What that decides by its features (neighbours, clusters) it decides as ONNX Runtime did, within rounding.
     """
-    session, wanted, choices = _opened(path, meta)
-    network = copy.deepcopy(checkpoint.model)
-    network = network if meta.output != "features" else backbone(meta.arch, network)
-    reference = Deployable(network, meta.preprocessing, softmax=False).double().eval()
-    worst = 0.0
+    exact = Exact(checkpoint, meta.output)
+    run = opened(onnx().load_model(str(path)), meta)
     for start in range(0, len(images), meta.batch):
         on_progress("checking", start, len(images))
         pixels = images[torch.arange(start, start + meta.batch) % len(images)].float()
-        results = [torch.from_numpy(np.asarray(x)) for x in session.run(wanted + choices, {INPUT_NAME: pixels.numpy()})]
-        with torch.no_grad(), given_decisions(reference, results[len(wanted) :]):
-            expected = reference(pixels.double())
-        expected = [expected] if isinstance(expected, Tensor) else expected
-        errors = [_relative(found, due) for found, due in zip(results, expected, strict=False)]
-        worst = max(worst, *errors, largest_regret(reference), key=lambda x: float("inf") if x != x else x)
-    return worst
+        exact.compare(pixels, *run(pixels))
+    return max(exact.error, exact.regret)
 
 
-def _relative(found: Tensor, due: Tensor) -> float:
-    return float((found.reshape(due.shape) - due).abs().max() / due.abs().max())
-
-
-def _opened(path: Path, meta: PackageMeta) -> tuple[Any, list[str], list[str]]:
-    """The file ready to run, the names of what is compared, and of what its operations choose."""
+def opened(model: Any, meta: PackageMeta) -> Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]:
+    """A model as a function of pixels: to its outputs before a softmax, and to what its operations choose."""
     runtime = onnxruntime()
-    model = onnx().load_model(str(path))
     wanted = [given.name for given in model.graph.output]
     if meta.output == "probabilities":
         wanted = [next(node.input[0] for node in model.graph.node if list(node.output) == wanted)]
     nodes = [node for node in model.graph.node if node.op_type in _DECISIONS]
-    choices = [node.output[_DECISIONS[node.op_type]] for node in nodes]
+    names = [*wanted, *(node.output[_DECISIONS[node.op_type]] for node in nodes)]
     del model.graph.output[:]
-    model.graph.output.extend(onnx().helper.make_empty_tensor_value_info(name) for name in [*wanted, *choices])
+    model.graph.output.extend(onnx().helper.make_empty_tensor_value_info(name) for name in names)
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors alone
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session, wanted, choices
+
+    def run(pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        results = [torch.from_numpy(np.asarray(x)) for x in session.run(names, {INPUT_NAME: pixels.numpy()})]
+        return results[: len(wanted)], results[len(wanted) :]
+
+    return run

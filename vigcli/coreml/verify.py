@@ -14,7 +14,6 @@ many the package would have chosen apart, is told beside.
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 from collections.abc import Callable
@@ -22,22 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vigcli.archs import backbone
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.config.package import PackageMeta
-from vigcli.coreml.convert import Deployable, export, meta_of
+from vigcli.coreml.convert import export, meta_of
 from vigcli.coreml.description import compare_descriptions
+from vigcli.coreml.exact import TOLERANCE, Exact
 from vigcli.coreml.graphs import Divergence, Graph, compare_graphs
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.noise import InputNoise, Noise, OpNoise
 from vigcli.coreml.simulate import MAX_REGRET, Rounding, Scales
 from vigcli.coreml.witness import compare_readings
 from vigcli.errors import ConfigError
-from vigcli.nn.decisions import given_decisions, largest_regret
 
-TWIN_TOLERANCE = 1e-5  # of the largest logit
 MIN_SNR_DB = {"fp32": 90.0, "fp16": 35.0, "mixed": 35.0, "int8": 35.0}  # int8: against the simulation
 MARGIN_RATIO = 0.02  # of the range of the scores, above which the first class may not change
 MIN_INPUTS = 32
@@ -136,7 +133,7 @@ def hold(
     ours, theirs = Graph(twin), Graph(program)
     scales = Scales(theirs) if meta.precision == "int8" else None
     noise = Noise(ours, theirs, scales, classes=meta.output != "features")
-    reference = _Reference(checkpoint, meta)
+    exact = Exact(checkpoint, meta.output)
     broken: Divergence | None = None
     for i in range(0, len(pixels), meta.batch):
         on_progress("running", i, len(pixels))
@@ -146,20 +143,20 @@ def hold(
         except ConfigError as error:
             broken = Divergence("package", program.path.name, str(error))
         if i < TWIN_INPUTS:
-            reference.compare(group, noise.twin_scores, noise.decisions)
+            exact.compare(group, noise.twin_scores, noise.decisions)
         elif broken:
             break
     apart = compare_readings(program.path)
     stages = {
         "reading": Divergence("package", program.path.name, f"two readers see it apart: {apart}") if apart else None,
-        "twin": reference.divergence,
+        "twin": _twin_divergence(exact),
         "description": compare_descriptions(twin, program, checkpoint.meta, meta),
         "graph": compare_graphs(ours, theirs, meta),
         "scales": scales.divergence if scales else None,
         "values": broken or values_divergence(noise, meta.precision),
     }
     return VerifyReport(
-        meta, stages, reference.error, list(noise.ops.values()), noise.inputs, MIN_SNR_DB[meta.precision],
+        meta, stages, exact.error, list(noise.ops.values()), noise.inputs, MIN_SNR_DB[meta.precision],
         len(theirs.steps), dict(program.op_counts), noise.changed_percent, noise.rounding if scales else None,
     )  # fmt: skip
 
@@ -182,44 +179,14 @@ def _filled(pixels: Tensor, size: int) -> tuple[Tensor, int]:
     return filled.float(), len(pixels)
 
 
-# ------------------------------------------------------------------------------------------------ the checkpoint
-
-
-class _Reference:
-    """The checkpoint's own network, in its training form and in double precision, and how far the twin is from it.
-
-    Attributes:
-        error: the largest error of the twin, relative to the largest score of that output.
-        regret: the most by which a choice of the twin is worse than the network's own.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, meta: PackageMeta):
-        network: nn.Module = copy.deepcopy(checkpoint.model)
-        if meta.output == "features":
-            network = backbone(meta.arch, network)
-        self.model = Deployable(network, checkpoint.meta.preprocessing, "RGB", softmax=False).double().eval()
-        self.error = self.regret = 0.0
-
-    def compare(self, pixels: Tensor, scores: list[Tensor], decisions: list[Tensor]) -> None:
-        """Run pictures with the choices of the twin, which gave such scores for them."""
-        with torch.no_grad(), given_decisions(self.model, decisions):
-            due = self.model.logits(pixels.double())
-        self.regret = max(self.regret, largest_regret(self.model))
-        for score, reference in zip(scores, [due] if isinstance(due, Tensor) else due, strict=True):
-            largest = float(reference.abs().max())
-            difference = float((score.double().reshape(reference.shape) - reference).abs().max())
-            error = difference / largest if largest else difference
-            self.error = max(self.error, error if math.isfinite(error) else math.inf)
-
-    @property
-    def divergence(self) -> Divergence | None:
-        if self.error > TWIN_TOLERANCE:
-            what = f"the fp32 twin is {self.error:.1e} of the largest logit off the checkpoint"
-            return Divergence("conversion", "logits", what)
-        if self.regret > TWIN_TOLERANCE:
-            what = f"the fp32 twin's are {self.regret:.1e} worse than the checkpoint's"
-            return Divergence("conversion", "choices", what)
-        return None
+def _twin_divergence(exact: Exact) -> Divergence | None:
+    if exact.error > TOLERANCE:
+        what = f"the fp32 twin is {exact.error:.1e} of the largest logit off the checkpoint"
+        return Divergence("conversion", "logits", what)
+    if exact.regret > TOLERANCE:
+        what = f"the fp32 twin's are {exact.regret:.1e} worse than the checkpoint's"
+        return Divergence("conversion", "choices", what)
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ values

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vigcli.coreml.exact import TOLERANCE
 from vigcli.coreml.simulate import MAX_REGRET
-from vigcli.coreml.verify import CAVEAT, MARGIN_RATIO, TWIN_INPUTS, TWIN_TOLERANCE, VerifyReport
+from vigcli.coreml.verify import CAVEAT, MARGIN_RATIO, TWIN_INPUTS, VerifyReport
 from vigcli.files import write_json, write_text
 from vigcli.runs.drawing import BLUE, INK, RED, drawing, svg
 from vigcli.runs.html import Html, breakable, element, figure, listing, page, section, table
@@ -86,7 +87,7 @@ def summary(report: VerifyReport) -> dict[str, Any]:
         "num_inputs": len(report.inputs),
         "num_ops": report.num_ops,
         "twin_relative_error": _finite(report.twin_error),
-        "twin_tolerance": TWIN_TOLERANCE,
+        "twin_tolerance": TOLERANCE,
         "snr_db": _round(report.snr_db),
         "min_snr_db": report.min_db,
         "fp32_snr_db": _round(report.fp32_snr_db),
@@ -121,7 +122,7 @@ def lines(report: VerifyReport) -> list[tuple[str, str]]:
     meta, worst, rounding = report.meta, report.worst, report.rounding
     what = "the same quantization, simulated" if meta.precision == "int8" else "its fp32 twin"
     found = [
-        ("fp32 twin", f"{report.twin_error:.1e} of the largest score off the checkpoint (held to {TWIN_TOLERANCE:g})"),
+        ("fp32 twin", f"{report.twin_error:.1e} of the largest score off the checkpoint (held to {TOLERANCE:g})"),
         ("graph", f"{report.num_ops} operations, compared one by one, weights and constants included"),
     ]
     if report.inputs:
