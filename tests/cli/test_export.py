@@ -98,6 +98,7 @@ def test_a_network_is_exported_by_its_name_with_drawn_weights(vig: Vig, capsys: 
         main(["export", "timm:mobilenetv3_small_050"])
     said = capsys.readouterr()
     assert "DRAWN AT RANDOM" in said.err
+    assert "precision   fp16; not looked at, for the weights are drawn\n" in said.out
     assert said.out.endswith("Next:  vig verify runs/0001-export/fp16.mlpackage\n")
     package = Path("runs/0001-export/fp16.mlpackage")
     drawn = checkpoint_of(package, package_meta(package).checkpoint_sha256, None)

@@ -86,6 +86,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NaN": (lambda p: edit(p, lambda m: m["metrics"].update(a=float("nan"))), "finite"),
     "unknown key": (lambda p: edit(p, lambda m: m.update(x=1)), "x: unknown key"),
     "newer format": (lambda p: edit(p, lambda m: m.update(format=2)), "format: must be 1"),
+    "twice": (lambda p: edit(p, lambda m: m.update(labels=["a", "b", "a"])), "a label names two classes"),
     "labels": (lambda p: edit(p, lambda m: m.update(labels=["a"])), "1 labels do not name 3 classes"),
     "unknown family": (lambda p: edit(p, lambda m: m["arch"].update(family="x")), "unknown 'family'"),
     "unknown network": (lambda p: edit(p, lambda m: m.update(labels=[], arch=NO_SUCH)), "no_such"),

@@ -17,7 +17,7 @@ from vigcli.units import format_bytes
 
 ONNX = "onnx"
 CHECKED = 32  # pictures on which ranges are looked at
-DRAWN = "Its weights are DRAWN AT RANDOM, not trained: good for timing, and for nothing else."
+DRAWN = "Its weights are DRAWN AT RANDOM, not trained: good for timing alone. They are of no scale: fp16 may overflow."
 
 
 @click.command()
@@ -67,8 +67,8 @@ def command(
 ) -> None:
     """Write the CoreML package (ML Program) or the ONNX file of CHECKPOINT (default: the newest).
 
-    CHECKPOINT may be a network's name too (`vig ls archs`, timm:NAME): then weights are drawn. Every result is looked
-    at on real pictures: one that fp16 may not hold is refused, unless --precision mixed keeps it in fp32.
+    CHECKPOINT may be a network's name too (`vig ls archs`, timm:NAME): then weights are drawn. Of weights that are not,
+    every result is looked at on real pictures: what fp16 may not hold is refused, or by --precision mixed kept in fp32.
 
     Example:  vig export --target ios17 --precision mixed
     """
@@ -89,7 +89,7 @@ def command(
     path, checkpoint = _taken(subject)
     meta = planned(checkpoint.meta, "", precision, minimum_ios, given, gives, batch)  # type: ignore[arg-type]
     say(f"Taking {subject if path is None else named(path, meta)}.")
-    if meta.dataset is None and "imported" not in meta.provenance:
+    if meta.is_drawn:
         say(DRAWN)
     file = "model.onnx" if target == ONNX else f"{precision}.mlpackage"
     answer = {"checkpoint": subject if path is None else str(path), "target": target, **_ends(checkpoint, meta, target)}
@@ -175,6 +175,7 @@ def _written(checkpoint: Any, meta: Any, path: Path, file: Path, target: str, da
 
     data = Data(source="emoji10") if data_root is None else Data(source="folder", root=data_root)
     images, _ = load_split(data, "train", meta.preprocessing, meta.arch.resolution, limit=CHECKED)
+    is_checked = target == ONNX or meta.precision != "fp16" or not meta.is_drawn
     digest = sha256(path)
     found: dict[str, Any]
     with progress() as advance:
@@ -183,13 +184,13 @@ def _written(checkpoint: Any, meta: Any, path: Path, file: Path, target: str, da
             meta, error, counts = export_onnx(checkpoint, digest, file, images, **options)
             found = {"relative_error": error}
         else:
-            options |= {"input": meta.input, "images": images}
+            options |= {"input": meta.input, "images": images if is_checked else None}
             meta = export(checkpoint, digest, file, meta.precision, meta.minimum_ios, **options)
             found, counts = {"fp32_results": list(meta.fp32_results)}, Program.load(file).op_counts
     write_run_file(file.parent, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
     return {
         "size_bytes": bytes_on_disk(file),
-        "num_images": len(images),
+        "num_images": len(images) if is_checked else 0,
         **found,
         "op_counts": dict(counts.most_common()),
         "metadata": meta.model_dump(mode="json"),
@@ -226,6 +227,8 @@ def _precision(answer: dict[str, Any]) -> str:
         return f"{precision}; ONNX Runtime is {answer['relative_error']:.1e} of the largest value off torch {pictures}"
     if "fp32_results" not in answer:
         return precision
+    if not answer["num_images"]:
+        return f"{precision}; not looked at, for the weights are drawn"
     kept = answer["fp32_results"]
     of_kept = f"; {len(kept)} results kept in fp32, from {kept[0]} on" if kept else ""
     return f"{precision}; all results {'finite' if precision == 'fp32' else 'in range'} {pictures}{of_kept}"

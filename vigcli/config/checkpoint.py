@@ -32,8 +32,15 @@ class CheckpointMeta(Strict):
     parents: tuple[str, ...] = ()
     provenance: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the weights come from no training that is known, and from nobody else's file."""
+        return self.dataset is None and "imported" not in self.provenance
+
     @model_validator(mode="after")
     def _sound(self) -> CheckpointMeta:
         if self.labels and len(self.labels) != self.arch.num_classes:
             raise ValueError(f"{len(self.labels)} labels do not name {self.arch.num_classes} classes")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("a label names two classes")  # a package's probabilities are kept by label
         return self

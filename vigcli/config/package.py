@@ -115,7 +115,7 @@ def licence_text(meta: CheckpointMeta) -> str:
     """What is known of the licence of the weights."""
     if file := _noted(meta, "imported", "file"):
         return f"Weights: as the authors of {file} license them."
-    if meta.dataset is None:
+    if meta.is_drawn or meta.dataset is None:
         return "Weights: drawn at random, or of unknown origin; no licence is known."
     return f"Weights: trained on {_DATA_LICENCES.get(meta.dataset, meta.dataset)}; no licence is stated."
 
