@@ -32,17 +32,18 @@ outputs      stride4: 2 x 8 x 24 x 24; stride8: 2 x 16 x 12 x 12; stride16: 2 x 
 licence      Weights: trained on drawn; no licence is stated.
 """
 WRITTEN = """\
-package     there/fp16.mlpackage
-size        * kB
-runs on     iOS 17 and later
-precision   fp16; all results in range on 32 pictures
-input       image: image, 1 x 3 x 96 x 96, RGB
-            resize the short side to 106 px (bicubic), centre crop 96 x 96, RGB, 0 to 255; normalization is inside
-outputs     probabilities: 1 x 10
-classes     10: kind 0, kind 1, kind 2, kind 3, kind 4, kind 5, kind 6, kind 7, kind 8, kind 9
-licence     Weights: trained on drawn; no licence is stated.
-operations  *, of which gather 0, topk 0
-checkpoint  net.safetensors (sha256 *)
+package        there/fp16.mlpackage
+size           * kB
+runs on        iOS 17 and later
+precision      fp16; all results in range on 32 pictures
+input          image: image, 1 x 3 x 96 x 96, RGB
+               resize the short side to 106 px (bicubic), centre crop 96 x 96, RGB, 0 to 255; normalization is inside
+outputs        probabilities: 1 x 10
+classes        10: kind 0, kind 1, kind 2, kind 3, kind 4, kind 5, kind 6, kind 7, kind 8, kind 9
+licence        Weights: trained on drawn; no licence is stated.
+operations     *, of which gather 0, topk 0
+Neural Engine  no operation that is reported to leave it; `vig profile PACKAGE` has them all
+checkpoint     net.safetensors (sha256 *)
 Next:  vig verify there/fp16.mlpackage --against net.safetensors
 """
 
@@ -61,7 +62,7 @@ def test_what_would_be_written_is_said_and_nothing_is(vig: Vig, net: Path, tmp_p
 
 def test_what_was_written_is_said(vig: Vig, net: Path, tmp_path: Path) -> None:
     said = vig("export", str(net), "--target", "ios17", "-o", "there")
-    assert re.sub(r"[\d.]+(?= kB)|(?<=sha256 )\w+|(?<=operations  )\d+", "*", said) == WRITTEN
+    assert re.sub(r"[\d.]+(?= kB)|(?<=sha256 )\w+|(?<=operations     )\d+", "*", said) == WRITTEN
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["fp16.mlpackage", "run.yaml"]
 
 
@@ -88,7 +89,7 @@ def test_the_package_is_what_was_asked_for(vig: Vig, net: Path, options: tuple[s
 def test_an_onnx_file_for_onnx_runtime(vig: Vig, net: Path) -> None:
     pytest.importorskip("onnxruntime")
     said = vig("export", str(net), "--target", "onnx")
-    assert "precision   fp32; ONNX Runtime is " in said
+    assert "precision      fp32; ONNX Runtime is " in said
     assert said.endswith("Next:  vig run runs/0001-export/model.onnx PICTURE\n")
     assert Path("runs/0001-export/model.onnx").is_file()
 
@@ -98,7 +99,7 @@ def test_a_network_is_exported_by_its_name_with_drawn_weights(vig: Vig, capsys: 
         main(["export", "timm:mobilenetv3_small_050"])
     said = capsys.readouterr()
     assert "DRAWN AT RANDOM" in said.err
-    assert "precision   fp16; not looked at, for the weights are drawn\n" in said.out
+    assert "precision      fp16; not looked at, for the weights are drawn\n" in said.out
     assert said.out.endswith("Next:  vig verify runs/0001-export/fp16.mlpackage\n")
     package = Path("runs/0001-export/fp16.mlpackage")
     drawn = checkpoint_of(package, package_meta(package).checkpoint_sha256, None)
@@ -116,7 +117,7 @@ def test_overflow_is_refused_and_leaves_nothing(vig: Vig, net: Path, tmp_path: P
     vig("export", "loud.safetensors", code=1)
     assert not (tmp_path / "runs").exists()
     said = vig("export", "loud.safetensors", "--precision", "mixed")
-    assert "precision   mixed; all results in range on 32 pictures; 20 results kept in fp32, from x_1 on\n" in said
+    assert "precision      mixed; all results in range on 32 pictures; 20 results kept in fp32, from x_1 on\n" in said
     assert len(package_meta("runs/0001-export/mixed.mlpackage").fp32_results) == 20
 
 

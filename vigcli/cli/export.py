@@ -167,6 +167,7 @@ def _written(checkpoint: Any, meta: Any, path: Path, file: Path, target: str, da
     from vigcli.config.recipe import Data
     from vigcli.coreml.convert import export
     from vigcli.coreml.interpreter import Program
+    from vigcli.coreml.lint import lint, summary
     from vigcli.coreml.onnx import export_onnx
     from vigcli.files import bytes_on_disk
     from vigcli.runs.provenance import provenance, sha256
@@ -186,7 +187,9 @@ def _written(checkpoint: Any, meta: Any, path: Path, file: Path, target: str, da
         else:
             options |= {"input": meta.input, "images": images if is_checked else None}
             meta = export(checkpoint, digest, file, meta.precision, meta.minimum_ios, **options)
-            found, counts = {"fp32_results": list(meta.fp32_results)}, Program.load(file).op_counts
+            program = Program.load(file)
+            found, counts = {"fp32_results": list(meta.fp32_results)}, program.op_counts
+            found["lint"] = dict(summary(lint(program)))
     write_run_file(file.parent, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
     return {
         "size_bytes": bytes_on_disk(file),
@@ -216,6 +219,7 @@ def _report(answer: dict[str, Any], meta: Any) -> None:
         counts = {kind.lower(): count for kind, count in answer["op_counts"].items()}
         choosing = f"gather {counts.get('gather', 0)}, topk {counts.get('topk', 0)}"
         rows += [("operations", f"{sum(counts.values())}, of which {choosing}")]
+        rows += answer.get("lint", {}).items()
         rows += [("checkpoint", f"{answer['checkpoint']} (sha256 {answer['metadata']['checkpoint_sha256'][:12]})")]
     fields(rows)
 
