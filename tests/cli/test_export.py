@@ -89,7 +89,7 @@ def test_the_package_is_what_was_asked_for(vig: Vig, net: Path, options: tuple[s
 def test_an_onnx_file_for_onnx_runtime(vig: Vig, net: Path) -> None:
     pytest.importorskip("onnxruntime")
     said = vig("export", str(net), "--target", "onnx")
-    assert "precision      fp32; ONNX Runtime is " in said
+    assert "precision   fp32; ONNX Runtime is " in said
     assert said.endswith("Next:  vig run runs/0001-export/model.onnx PICTURE\n")
     assert Path("runs/0001-export/model.onnx").is_file()
 
