@@ -203,9 +203,10 @@ def blob(model: Any) -> Any:
 
 def claim(model: Any, *sizes: int) -> None:
     """Make the first weight as large as that."""
-    dimensions = blob(model).type.tensorType.dimensions
-    for dimension, size in zip(dimensions, sizes, strict=False):
-        dimension.constant.size = size
+    const = next(o for o in packages.operations(model) if o.attributes["val"].HasField("blobFileValue"))
+    for type_ in (const.attributes["val"].type, const.outputs[0].type):
+        for dimension, size in zip(type_.tensorType.dimensions, sizes, strict=False):
+            dimension.constant.size = size
 
 
 def rename_file(location: str) -> Callable[[Any], None]:
@@ -301,8 +302,14 @@ def control_characters(model: Any) -> None:
     operation.type = "lstm\n\x1b[31m" + "x" * 1000
 
 
-def element_type(number: int) -> Callable[[Any], None]:
-    return lambda model: setattr(blob(model).type.tensorType, "dataType", number)
+def element_type(number: int, declared: bool = True) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        const = next(o for o in packages.operations(model) if o.attributes["val"].HasField("blobFileValue"))
+        const.attributes["val"].type.tensorType.dataType = number
+        if declared:
+            const.outputs[0].type.CopyFrom(const.attributes["val"].type)
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -325,6 +332,7 @@ def element_type(number: int) -> Callable[[Any], None]:
         (element_type(10), "holds fp32 at byte 64, not fp16"),
         (element_type(2), "strings in a weight file"),
         (element_type(99), "unknown element type 99"),
+        (element_type(10, declared=False), "its value is .*fp16.*, declared as .*fp32"),
         (duplicate, "is given twice"),
         (shadow_input, "'x' is given twice"),
         (cycle, "before it is used"),

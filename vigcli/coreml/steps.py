@@ -179,8 +179,11 @@ class Builder:
             raise ValueError("it has operations inside" if operation.blocks else "it has no result")
         if operation.type == "const":
             (output,) = operation.outputs
-            self.constants[output.name] = self.decoder.value(operation.attributes["val"])
-            self._declare(output.name, TensorType.of(output.type))
+            value, type_ = operation.attributes["val"], TensorType.of(output.type)
+            if TensorType.of(value.type) != type_:
+                raise ValueError(f"its value is {TensorType.of(value.type)}, declared as {type_}")
+            self.constants[output.name] = self.decoder.value(value)
+            self._declare(output.name, type_)
             return
         self.counts[operation.type] += 1
         step = self._step(operation)
