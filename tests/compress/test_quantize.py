@@ -161,3 +161,20 @@ def test_what_fp16_cannot_hold_is_refused(
         quantize_int8(checkpoint._replace(model=model), SHA, calibration, tmp_path / "int8.mlpackage")
     assert refused.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_branch_that_adds_next_to_nothing_does_not_make_its_sum_overflow(
+    checkpoint: Checkpoint, calibration: Tensor, tmp_path: Path
+) -> None:
+    """coremltools computes a sum in units of one operand's scale: of the smaller one it would leave fp16's range."""
+    model = copy.deepcopy(checkpoint.model)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            parameter.detach().mul_(2e-3)
+    quantize_int8(checkpoint._replace(model=model), SHA, calibration, tmp_path / "int8.mlpackage")
+    program = Program.load(tmp_path / "int8.mlpackage")
+    largest: dict[str, float] = {}
+    program.predict(tiny.pixels(2), tap=lambda info, x: largest.update({info.name: float(x.abs().max())}))
+    sums = [info.name for info in program.operations if info.op_type == "add"]
+    assert sums
+    assert all(largest[name] < 65504 / 2 for name in sums)

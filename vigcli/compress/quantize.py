@@ -20,7 +20,7 @@ from vigcli.archs.checkpoint import Checkpoint
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.convert import PackageMeta, export, quiet, save_package
 from vigcli.coreml.interpreter import Program
-from vigcli.coreml.ranges import FP16_MAX, reaches
+from vigcli.coreml.ranges import FP16_MAX, MARGIN, reaches
 from vigcli.errors import ConfigError, VigError
 
 MIN_IMAGES = 128
@@ -81,7 +81,7 @@ def activation_ranges(
 def _quantized(source: Path, ranges: Ranges) -> Any:
     """The package with coremltools' activation and weight passes applied, fed with our ranges.
 
-    Two private functions are replaced or called; `constraints.txt` pins the release and a test runs them.
+    Private functions are replaced or called; `constraints.txt` pins the release and tests run them.
     """
     ct = coremltools()
     cto = importlib.import_module("coremltools.optimize.coreml")
@@ -98,7 +98,18 @@ def _quantized(source: Path, ranges: Ranges) -> Any:
         options = {"mode": "linear_symmetric", **options}
         return cto.OptimizationConfig(global_config=cto.OpLinearQuantizerConfig(**options))
 
-    with quiet():
+    sums = importlib.import_module("coremltools.converters.mil.mil.passes.defs.optimize_quantization")
+    moved = sums.distributive_quantized_binary_op_scale_normalization
+    divided = moved.try_to_divide
+
+    def within_range(self: Any, x: Any, y: Any, z: Any) -> tuple[Any, Any]:
+        """The scales of a sum x + y over that of y, unless the sum would leave the range of fp16 then: x is tried
+        next in place of y."""
+        scales = divided(self, x, y, z)
+        largest = 0.0 if scales[0] is None else 127 * (float(scales[0].max()) + 1)
+        return scales if largest <= FP16_MAX / MARGIN else (None, None)
+
+    with quiet(), mock.patch.object(moved, "try_to_divide", within_range):
         model = ct.models.MLModel(str(source), skip_model_load=True)
         with mock.patch.object(passes, "_get_activation_calibration_stats", gathered):
             model = cto.linear_quantize_activations(model, config(), sample_data=[])
