@@ -29,10 +29,9 @@ class PlainMaxRelative(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         greatest = x - x
-        for shifts, dim, _ in self.ours.links:
-            for by in shifts:
-                difference = torch.roll(x, by, dim) - x
-                greatest = torch.maximum(greatest, -difference if self.ours.of_token else difference)
+        for by, dim, _ in self.ours.shifts:
+            difference = torch.roll(x, by, dim) - x
+            greatest = torch.maximum(greatest, -difference if self.ours.of_token else difference)
         return greatest
 
 
