@@ -75,6 +75,11 @@ def test_mixed_keeps_what_overflows_and_its_readers_in_fp32(tmp_path: Path) -> N
     assert not Program.load(tmp_path / "half.mlpackage").predict(PICTURES.float()).isfinite().all()
 
 
+def test_a_mixed_package_needs_pictures(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without pictures"):
+        export(tiny.checkpoint(), SHA, tmp_path / "net.mlpackage", "mixed")
+
+
 def test_fp32_is_always_possible(tmp_path: Path) -> None:
     assert export(loud(1e5), SHA, tmp_path / "net.mlpackage", "fp32", images=PICTURES).fp32_results == ()
 

@@ -79,7 +79,7 @@ class Deployable(nn.Module):
         """What the network gives: logits, or the list of its feature maps."""
         # As a batch norm, because coremltools would make one of a product and a sum, and add 1e-5 to its variance.
         x = F.batch_norm(pixels, self.mean, self.variance, eps=0.0)
-        if self.turned:  # by slices: MIL's gather and reverse leave the Neural Engine
+        if self.turned:  # by slices: a gather is reported to leave the Neural Engine
             x = torch.cat([x[:, 2:], x[:, 1:2], x[:, :1]], 1)
         return self.network(x)
 
@@ -116,6 +116,8 @@ def export(
     meta = planned(checkpoint.meta, checkpoint_sha256, precision, minimum_ios, input, output, batch)
     module = deployable(checkpoint, meta)
     if images is None:
+        if precision == "mixed":
+            raise ValueError("without pictures nothing tells what a mixed package keeps in fp32")
         save_package(_convert(module, meta), meta, path)
     else:
         model, meta = _within_range(module, meta, images, on_progress)
@@ -139,7 +141,7 @@ def _within_range(
         check_finite(program, found, blocks)
         over = {reach.info.name for reach in found if reach.overflows}
         if meta.precision != "mixed" or not over - kept:
-            check_half(program, found, len(images), blocks)
+            check_half(program, found, len(images), blocks, meta.precision)
             return model, meta.model_copy(update={"fp32_results": kept_in_fp32(program, meta.precision)})
         kept |= over
 

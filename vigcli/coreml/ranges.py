@@ -80,7 +80,9 @@ def check_finite(program: Program, found: Iterable[Reach], blocks: Sequence[str]
             raise VigError(f"{where} is not finite in fp32.", "The weights are damaged, or their training diverged.")
 
 
-def check_half(program: Program, found: Sequence[Reach], num_images: int, blocks: Sequence[str]) -> None:
+def check_half(
+    program: Program, found: Sequence[Reach], num_images: int, blocks: Sequence[str], precision: str
+) -> None:
     """Raise VigError where results may leave the range of fp16, naming the first."""
     over = [reach for reach in found if reach.overflows]
     if not over:
@@ -89,7 +91,8 @@ def check_half(program: Program, found: Sequence[Reach], num_images: int, blocks
     first = over[0]
     share = "beyond fp16, which ends at 65504" if first.largest > FP16_MAX else "over half of fp16's range (65504)"
     what = f"{described(program, first.info, blocks)} reaches {first.largest:.3g} on {num_images} pictures, {share}"
-    raise VigError(f"{what}.", f"--precision mixed keeps {kept} of {len(program.operations)} results in fp32.")
+    mixed = f"--precision mixed keeps {kept} of {len(program.operations)} results in fp32."
+    raise VigError(f"{what}.", mixed if precision == "fp16" else "--precision fp32 holds them all.")
 
 
 def kept_apart(program: Program, over: set[str]) -> set[str]:
