@@ -212,11 +212,25 @@ def test_overflow_in_fp16_is_found_where_it_begins(checkpoint: Checkpoint, tmp_p
     assert found.name == outputs(tmp_path / "loud.mlpackage", "conv")[2]
 
 
+def test_a_checkpoint_of_another_size_and_other_classes(shipped: dict[str, Path], checkpoint: Checkpoint) -> None:
+    """Nothing can be compared number by number; that they are not the same is told all the same."""
+    for changed, pixels in (({"resolution": 64}, tiny.pixels(MIN_INPUTS, size=64)), ({"num_classes": 12}, PIXELS)):
+        config = tiny.CONFIG.changed(changed)
+        other = Checkpoint(build(config).eval(), CheckpointMeta(arch=config))
+        report = verify(shipped["fp16"], other, pixels)
+        assert not report.passed
+        assert report.inputs == []
+        assert report.stages["graph"] is not None
+        json.dumps(as_json(report, []), allow_nan=False)
+
+
 def test_too_few_inputs_and_foreign_packages_are_refused(
     shipped: dict[str, Path], edited: Callable[[str], Path], checkpoint: Checkpoint
 ) -> None:
     with pytest.raises(ConfigError, match="31 inputs are too few"):
         verify(shipped["fp32"], checkpoint, PIXELS[:31])
+    with pytest.raises(ConfigError, match="the pictures are 64 px"):
+        verify(shipped["fp32"], checkpoint, tiny.pixels(MIN_INPUTS, size=64))
     path = edited("fp32")
     packages.edit(path, lambda model: model.description.metadata.userDefined.pop("vig"))
     with pytest.raises(ConfigError, match="is no package of vig"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from vigcli.coreml.description import compare_descriptions
 from vigcli.coreml.graphs import Divergence, Graph, compare_graphs
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.simulate import Scales
-from vigcli.coreml.verify import twin_of
+from vigcli.coreml.verify import MIN_INPUTS, hold, twin_of
 
 pytest.importorskip("coremltools", exc_type=ImportError)
 SHA = "ab" * 32
@@ -94,3 +95,40 @@ def test_a_fault_is_found_and_named(
     found = packages.static_divergence(path, precision)
     assert found is not None
     assert found.name == named
+
+
+# ---------------------------------------------------------------------------------------------------- the table
+
+PAGE = Path(__file__).parents[2] / "docs/verify.md"
+BEGIN, END = "<!-- faults -->\n", "<!-- end of faults -->\n"
+COLUMNS = ("fp32", "fp16", "mixed", "int8")
+
+
+def found_in(packages: Shipped, fault: str, precision: str, folder: Path) -> str:
+    """The stages of `verify` that find a fault, each by itself."""
+    path = Path(shutil.copytree(packages.paths[precision], folder / f"{precision}.mlpackage"))
+    faults.ALL[fault](path)
+    pixels = tiny.pixels(MIN_INPUTS, size=packages.checkpoint.meta.arch.resolution)
+    report = hold(Program.load(path), packages.twins[precision], packages.checkpoint, pixels)
+    shutil.rmtree(path)
+    return ", ".join(stage for stage, divergence in report.stages.items() if divergence) or "nothing"
+
+
+@pytest.mark.slow
+def test_the_page_says_which_stage_finds_which_fault(
+    shipped: Shipped, normalized: Shipped, loud: Shipped, tmp_path: Path
+) -> None:
+    """`VIG_WRITE_FAULTS=1` writes the table of the page anew; read its diff."""
+    networks = {"shipped": shipped, "normalized": normalized, "loud": loud}
+    cells: dict[tuple[str, str], str] = {}
+    for network, fault, precision in CASES:
+        cells[fault, precision] = found_in(networks[network], fault, precision, tmp_path)
+    rows = [f"| {fault} | {' | '.join(cells.get((fault, column), '') for column in COLUMNS)} |" for fault in faults.ALL]
+    table = "\n".join([f"| fault | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|", *rows]) + "\n"
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    if os.environ.get("VIG_WRITE_FAULTS"):
+        PAGE.write_text(f"{before}{BEGIN}{table}{END}{after}", encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == f"{before}{BEGIN}{table}{END}{after}"
+    assert "nothing" not in table

@@ -119,7 +119,8 @@ class Noise:
         finally:
             run.finish()
             self.twin_scores, self.decisions = [run.ours[place] for place in self.score_places[0]], run.decisions
-        self.inputs += [self._of_picture(run, i, len(pixels)) for i in range(count)]
+        if run.has_scores:
+            self.inputs += [self._of_picture(run, i, len(pixels)) for i in range(count)]
 
     def _of_picture(self, run: _Run, i: int, size: int) -> InputNoise:
         """The scores of the i-th of so many pictures."""
@@ -225,6 +226,14 @@ class _Run:
             if (self._done, i) in self.noise.score_places[0]:
                 self.ours[self._done, i], self.due[self._done, i] = result, self._simulated[i]
         self._done += 1
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether the package gave as many scores as the twin; the comparison of graphs says where it did not."""
+        places, shipped_places = self.noise.score_places
+        return [self.ours[place].numel() for place in places] == [
+            self.theirs[place].numel() if place in self.theirs else 0 for place in shipped_places
+        ]
 
     def finish(self) -> None:
         """Run what is left of the twin."""

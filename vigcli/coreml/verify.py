@@ -112,10 +112,13 @@ def verify(
     Args:
         pixels: (N, 3, R, R) RGB in 0 ... 255, at least 32 of them.
 
-    Raises ConfigError for a package that is not ours or too few inputs. What differs is told by the report.
+    Raises ConfigError for a package that is not ours, and for too few pictures or such of another size than the
+    checkpoint's. What differs is told by the report.
     """
     if len(pixels) < MIN_INPUTS:
         raise ConfigError(f"{len(pixels)} inputs are too few to verify with.", f"Give at least {MIN_INPUTS}.")
+    if (size := checkpoint.meta.arch.resolution) != pixels.shape[-1]:
+        raise ConfigError(f"the pictures are {pixels.shape[-1]} px, the checkpoint's network takes {size} px.")
     program = Program.load(package)
     on_progress("converting the fp32 twin", 0, 1)
     return hold(program, twin_of(checkpoint, meta_of(program)), checkpoint, pixels, on_progress)
@@ -134,31 +137,39 @@ def hold(
     scales = Scales(theirs) if meta.precision == "int8" else None
     noise = Noise(ours, theirs, scales, classes=meta.output != "features")
     exact = Exact(checkpoint, meta.output)
-    broken: Divergence | None = None
-    for i in range(0, len(pixels), meta.batch):
-        on_progress("running", i, len(pixels))
-        group, count = _filled(pixels[i : i + meta.batch], meta.batch)
-        try:
-            noise.add(group, count)
-        except ConfigError as error:
-            broken = Divergence("package", program.path.name, str(error))
-        if i < TWIN_INPUTS:
-            exact.compare(group, noise.twin_scores, noise.decisions)
-        elif broken:
-            break
     apart = compare_readings(program.path)
-    stages = {
+    stages = dict.fromkeys(("reading", "twin", "description", "graph", "scales", "values"), None)
+    stages |= {
         "reading": Divergence("package", program.path.name, f"two readers see it apart: {apart}") if apart else None,
-        "twin": _twin_divergence(exact),
         "description": compare_descriptions(twin, program, checkpoint.meta, meta),
         "graph": compare_graphs(ours, theirs, meta),
         "scales": scales.divergence if scales else None,
-        "values": broken or values_divergence(noise, meta.precision),
     }
+    if twin.inputs[0].shape == program.inputs[0].shape:  # else the description says so
+        broken = _run(noise, exact, pixels, meta, on_progress)
+        stages["twin"] = _twin_divergence(exact)
+        stages["values"] = broken or values_divergence(noise, meta.precision)
     return VerifyReport(
         meta, stages, exact.error, list(noise.ops.values()), noise.inputs, MIN_SNR_DB[meta.precision],
         len(theirs.steps), dict(program.op_counts), noise.changed_percent, noise.rounding if scales else None,
     )  # fmt: skip
+
+
+def _run(noise: Noise, exact: Exact, pixels: Tensor, meta: PackageMeta, on_progress: Progress) -> Divergence | None:
+    """Run package, twin and, of the first pictures, checkpoint; the error of a package that does not run."""
+    for i in range(0, len(pixels), meta.batch):
+        on_progress("running", i, len(pixels))
+        group, count = _filled(pixels[i : i + meta.batch], meta.batch)
+        broken = None
+        try:
+            noise.add(group, count)
+        except ConfigError as error:
+            broken = Divergence("package", noise.shipped.program.path.name, str(error))
+        if i < TWIN_INPUTS:
+            exact.compare(group, noise.twin_scores, noise.decisions)
+        elif broken:
+            break
+    return broken
 
 
 def twin_of(checkpoint: Checkpoint, meta: PackageMeta) -> Program:
@@ -203,6 +214,8 @@ def values_divergence(noise: Noise, precision: str) -> Divergence | None:
     if precision == "int8" and turned.where and not turned.regret <= MAX_REGRET:
         what = f"an integer is {0.5 + turned.regret:.2g} steps from the value that it stands for"
         return Divergence(turned.where.op_type, turned.where.name, what)
+    if not noise.inputs:
+        return Divergence("scores", "all", "are not as many as the checkpoint's network gives")
     if noisy:
         return Divergence("scores", f"picture {noisy[0]}", f"{noise.inputs[noisy[0]].db:.1f} dB, below {floor:g} dB")
     for i, one in enumerate(noise.inputs):
