@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vigcli.nn.attention import MobileViTBlock
-from vigcli.nn.cluster import CentroidAttention, Degc, GlobalMrgcn
+from vigcli.nn.cluster import STARTS, TRIALS, CentroidAttention, Degc, GlobalMrgcn
 from vigcli.nn.dynamic import KnnGraph, MaskedMaxRelative
 from vigcli.nn.graph import MaxRelative
-from vigcli.nn.kmeans import STARTS, TRIALS
 
 
 class PlainMaxRelative(nn.Module):
@@ -136,10 +135,9 @@ def plain_kmeans(x: Tensor, clusters: int, iterations: int) -> Tensor:
 
 
 def plain_means(x: Tensor, labels: Tensor, clusters: int) -> Tensor:
-    """(N, C) tokens -> (P, C); the mean of all where a cluster is empty."""
+    """(N, C) tokens -> (P, C); the origin where a cluster is empty."""
     sums = x.new_zeros(clusters, x.shape[1]).index_add(0, labels, x)
-    counts = labels.bincount(minlength=clusters)[:, None]
-    return torch.where(counts > 0, sums / counts, x.mean(0))
+    return sums / labels.bincount(minlength=clusters).clamp(min=1)[:, None]
 
 
 def plain_attention(ours: CentroidAttention, z: Tensor) -> Tensor:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import Vig
 from PIL import Image
 from trainings import TINY, recipe
 
@@ -18,6 +17,9 @@ from vigcli.archs.checkpoint import load_checkpoint, save_checkpoint
 from vigcli.cli.main import main
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.load import dump
+
+if TYPE_CHECKING:
+    from conftest import Vig
 
 QUICK = ["--device", "cpu", "--set", "data.workers=0"]
 
