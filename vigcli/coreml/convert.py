@@ -42,7 +42,6 @@ from vigcli.config.package import (
 from vigcli.config.recipe import Channels, Preprocessing
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.interpreter import Program
-from vigcli.coreml.pipeline import brisk, pipeline
 from vigcli.coreml.ranges import check_finite, check_half, kept_in_fp32, reaches
 from vigcli.errors import ConfigError
 from vigcli.files import replacing
@@ -205,7 +204,7 @@ def to_program(
         interface: what coremltools is told of inputs and outputs: `inputs`, `outputs`, `classifier_config`.
     """
     ct = coremltools()
-    with quiet(), brisk(), torch.no_grad():
+    with quiet(), torch.no_grad():
         traced = torch.jit.trace(module, example, check_trace=False)
         return ct.convert(
             traced,
@@ -213,7 +212,6 @@ def to_program(
             compute_precision=_half_but_for(fp32_results) if precision == "fp16" else ct.precision.FLOAT32,
             minimum_deployment_target=getattr(ct.target, f"iOS{minimum_ios}"),
             skip_model_load=True,
-            pass_pipeline=pipeline(module),
             **interface,
         )
 
