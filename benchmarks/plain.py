@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vigcli.nn.attention import MobileViTBlock
-from vigcli.nn.cluster import STARTS, TRIALS, CentroidAttention, Degc, GlobalMrgcn
+from vigcli.nn.cluster import CentroidAttention, Degc, GlobalMrgcn
 from vigcli.nn.dynamic import KnnGraph, MaskedMaxRelative
 from vigcli.nn.graph import MaxRelative
+from vigcli.nn.kmeans import STARTS, TRIALS
 
 
 class PlainMaxRelative(nn.Module):
@@ -28,9 +29,10 @@ class PlainMaxRelative(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         greatest = x - x
-        for by, dim, _ in self.ours.shifts:
-            difference = torch.roll(x, by, dim) - x
-            greatest = torch.maximum(greatest, -difference if self.ours.of_token else difference)
+        for shifts, dim, _ in self.ours.links:
+            for by in shifts:
+                difference = torch.roll(x, by, dim) - x
+                greatest = torch.maximum(greatest, -difference if self.ours.of_token else difference)
         return greatest
 
 
@@ -135,9 +137,10 @@ def plain_kmeans(x: Tensor, clusters: int, iterations: int) -> Tensor:
 
 
 def plain_means(x: Tensor, labels: Tensor, clusters: int) -> Tensor:
-    """(N, C) tokens -> (P, C); the origin where a cluster is empty."""
+    """(N, C) tokens -> (P, C); the mean of all where a cluster is empty."""
     sums = x.new_zeros(clusters, x.shape[1]).index_add(0, labels, x)
-    return sums / labels.bincount(minlength=clusters).clamp(min=1)[:, None]
+    counts = labels.bincount(minlength=clusters)[:, None]
+    return torch.where(counts > 0, sums / counts, x.mean(0))
 
 
 def plain_attention(ours: CentroidAttention, z: Tensor) -> Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from packages import decibels, relative_error
 from torch import Tensor, nn
 
+from vigcli.config.package import UniformPrecision
 from vigcli.coreml.apple import coremltools
+from vigcli.coreml.convert import to_program, write_program
 from vigcli.coreml.interpreter import Program
 
 pytest.importorskip("coremltools", exc_type=ImportError)
@@ -62,14 +63,9 @@ def lively(name: str) -> nn.Module:
     return reparameterize_model(module).eval()
 
 
-def convert(module: nn.Module, x: Tensor, path: Path, precision: str) -> Program:
-    ct = coremltools()
-    options: dict[str, Any] = {"compute_precision": getattr(ct.precision, precision)}
-    inputs = [ct.TensorType(name="x", shape=x.shape)]
-    traced = torch.jit.trace(module, x, check_trace=False)
-    ct.convert(traced, inputs=inputs, minimum_deployment_target=ct.target.iOS17, skip_model_load=True, **options).save(
-        str(path)
-    )
+def convert(module: nn.Module, x: Tensor, path: Path, precision: UniformPrecision) -> Program:
+    given = coremltools().TensorType(name="x", shape=x.shape)
+    write_program(to_program(module, x, precision, 17, inputs=[given]), path)
     return Program.load(path)
 
 
@@ -81,7 +77,7 @@ def test_agrees_with_torch(name: str, size: int, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = module(x)
     assert float(expected.std(1).min()) > 0.01 * float(expected.abs().max())
-    single = convert(module, x[:1], tmp_path / "fp32.mlpackage", "FLOAT32")
+    single = convert(module, x[:1], tmp_path / "fp32.mlpackage", "fp32")
     assert relative_error(single.predict(x[:1]), expected[:1]) < 1e-5
     assert relative_error(single.predict(x), expected) < 1e-5
 
@@ -92,6 +88,6 @@ def test_fp16_is_noise(name: str, tmp_path: Path) -> None:
     module, x = lively(name), torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         expected = module(x)
-    half = convert(module, x[:1], tmp_path / "fp16.mlpackage", "FLOAT16")
+    half = convert(module, x[:1], tmp_path / "fp16.mlpackage", "fp16")
     assert 25 < decibels(half.predict(x), expected) < 100
     assert decibels(half.predict(x, precision="fp32"), expected) > 25

@@ -14,7 +14,7 @@ from vigcli.measure import counters
 from vigcli.measure.count import count_params
 from vigcli.measure.counters import MAC_COUNTERS, PARAM_COUNTERS, Comparison, all_counts, paper_row, run
 from vigcli.nn.attention import MultiHeadAttention
-from vigcli.nn.cluster import STARTS, TRIALS
+from vigcli.nn.kmeans import STARTS, TRIALS
 
 COUNTS = json.loads((Path(__file__).parents[1] / "data" / "counts.json").read_text())
 
@@ -61,6 +61,7 @@ def test_the_products_of_dynamic_graphs(name: str) -> None:
     lloyd = clusters * (config.kmeans_iterations - TRIALS + 1)  # type: ignore[union-attr]
     square = width + picks + trials + lloyd + clusters  # the last: which tokens are in one cluster
     features = 2 * clusters * tokens * width + clusters**2 * width  # means, what they say to tokens, attention
+    features += tokens * (trials + lloyd)  # the squares of the centroids
     blocks = len(config.segments()[1])
     assert counters.true_macs(seen) - layers == blocks * (tokens**2 * square + features)
     assert count_params(config.changed({"groups": 1})).total == COUNTS[name]["params_released"]

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from vigcli.archs import build
 from vigcli.archs.official import load_official
 from vigcli.config.archs import arch_config
-from vigcli.nn import cluster
-from vigcli.nn.cluster import LOCAL_UPDATES, Degc, Gram, gram, grid_labels, kmeans, memberships
+from vigcli.nn import kmeans as kmeans_module
+from vigcli.nn.cluster import LOCAL_UPDATES, Degc
 from vigcli.nn.decisions import Decision
 from vigcli.nn.deploy import deploy
+from vigcli.nn.kmeans import gram, grid_labels, kmeans, memberships
 
 Array = NDArray[np.float64]
 
@@ -193,9 +194,9 @@ def inertia(x: Array, labels: Array) -> float:
 
 def clustered(x: Tensor, clusters: int, iterations: int = 20) -> Tensor:
     """(B, N) labels."""
-    members = kmeans(gram(x), clusters, iterations, Decision())
-    assert torch.equal(members.sum(1), torch.ones_like(x[..., 0]))  # every token is in one cluster
-    return members.argmax(1)
+    members = kmeans(gram(x.transpose(1, 2)), clusters, iterations, Decision())
+    assert (members.sum(1) == 1).all()  # every token is in one cluster
+    return members.int().argmax(1)
 
 
 def real_features() -> Iterator[tuple[str, Tensor]]:
@@ -239,7 +240,7 @@ def test_nothing_is_drawn() -> None:
 def test_k_means_stops_early_only_where_nothing_would_change(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.cat([images(8, seed, (7, 7)).flatten(2).transpose(1, 2) for seed in range(4)])
     early = clustered(x, 5)
-    monkeypatch.setattr(cluster, "_same", lambda before, now: False)
+    monkeypatch.setattr(kmeans_module, "_same", lambda before, now: False)
     assert torch.equal(clustered(x, 5), early)
 
 
@@ -270,14 +271,15 @@ def test_the_grid_is_cut_into_cells() -> None:
 
 
 def test_memberships() -> None:
-    assert memberships(torch.tensor([[1, 0, 2]]), 3, torch.float32).tolist() == [[[0, 1, 0], [1, 0, 0], [0, 0, 1]]]
+    expected = [[[False, True, False], [True, False, False], [False, False, True]]]
+    assert memberships(torch.tensor([[[1, 0, 2]]]), 3).tolist() == expected
 
 
 def test_a_gram_matrix_holds_in_half_precision() -> None:
-    products, squares = gram(1e4 * images(2).flatten(2).transpose(1, 2))
-    assert isinstance(gram(images(1).flatten(2).transpose(1, 2)), Gram)
+    products, column, row = gram(1e4 * images(2).flatten(2))
     assert products.abs().max() <= WIDTH
-    torch.testing.assert_close(products.diagonal(dim1=1, dim2=2), squares)
+    for halves in (column[:, :, 0], row[:, 0]):
+        torch.testing.assert_close(products.diagonal(dim1=1, dim2=2), 2 * halves)
 
 
 # ---------------------------------------------------------------------------------------------------------- families

@@ -42,6 +42,7 @@ from vigcli.config.package import (
 from vigcli.config.recipe import Channels, Preprocessing
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.interpreter import Program
+from vigcli.coreml.pipeline import brisk, pipeline
 from vigcli.coreml.ranges import check_finite, check_half, kept_in_fp32, reaches
 from vigcli.errors import ConfigError
 from vigcli.files import replacing
@@ -204,7 +205,7 @@ def to_program(
         interface: what coremltools is told of inputs and outputs: `inputs`, `outputs`, `classifier_config`.
     """
     ct = coremltools()
-    with quiet(), torch.no_grad():
+    with quiet(), brisk(), torch.no_grad():
         traced = torch.jit.trace(module, example, check_trace=False)
         return ct.convert(
             traced,
@@ -212,6 +213,7 @@ def to_program(
             compute_precision=_half_but_for(fp32_results) if precision == "fp16" else ct.precision.FLOAT32,
             minimum_deployment_target=getattr(ct.target, f"iOS{minimum_ios}"),
             skip_model_load=True,
+            pass_pipeline=pipeline(module),
             **interface,
         )
 

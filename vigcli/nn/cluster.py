@@ -1,7 +1,7 @@
 """DEGC, the graph convolution of ClusterViG: tokens in clusters, a graph in each, and a graph of their centroids.
 
-All images and clusters of a batch are computed at once, by matrix products with the memberships of the tokens: shapes
-do not depend on the clusters. What depends on the data is one top-k and one gather.
+All images and clusters of a batch are computed at once; what depends on the data is one top-k and one gather.
+`kmeans.py` makes the clusters.
 """
 
 from __future__ import annotations
@@ -13,168 +13,71 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vigcli.config.archs.clustervig import grid_cells
 from vigcli.nn.decisions import Decision
 from vigcli.nn.deploy import Foldable, fold_norm
-
-STARTS = 4  # of k-means, of which the best goes on
-TRIALS = 2  # iterations after which it is known well enough
-_APART = -1000.0  # far below any x_v . x_u / |x_u|: no number of a scaled token is greater than 1
-
-
-# ------------------------------------------------------------------------------------------------------- partitions
-
-
-def memberships(labels: Tensor, clusters: int, dtype: torch.dtype) -> Tensor:
-    """1 where a token is in a cluster, else 0: (..., N) labels -> (..., clusters, N)."""
-    return (labels.unsqueeze(-2) == torch.arange(clusters, device=labels.device)[:, None]).to(dtype)
-
-
-def grid_labels(height: int, width: int, clusters: int) -> Tensor:
-    """The cells of the grid, as square as the number of clusters allows, as a partition: (N,) labels."""
-    rows, columns = grid_cells(clusters)
-    row = torch.arange(height, device="cpu") * rows // height  # also where networks are built without memory
-    column = torch.arange(width, device="cpu") * columns // width
-    return (columns * row[:, None] + column).flatten()
-
-
-def _or_one(x: Tensor) -> Tensor:
-    """What may be divided by: 1 in place of 0. No clamp, whose open end becomes a number that fp16 does not have."""
-    return torch.where(x > 0, x, 1.0)
-
-
-def _means(members: Tensor) -> Tensor:
-    """The weights of the tokens in the means of clusters, by memberships (..., N); none in an empty one."""
-    count = members.sum(-1, keepdim=True)
-    return members / torch.maximum(count, torch.ones(1, dtype=count.dtype, device=count.device))
-
-
-class Gram(NamedTuple):
-    """The inner products of the tokens of every image, (B, N, N), and their diagonal, (B, N).
-
-    They decide clusters and graph.
-    """
-
-    products: Tensor
-    squares: Tensor
-
-
-@torch.no_grad()
-def gram(x: Tensor) -> Gram:
-    """Of tokens (B, N, C) divided by their greatest number, which changes no order and stays within fp16."""
-    x = x / _or_one(x.abs().amax((1, 2), keepdim=True))
-    return Gram(x @ x.transpose(1, 2), x.square().sum(-1))
-
-
-@torch.no_grad()
-def kmeans(inner: Gram, clusters: int, iterations: int, decision: Decision) -> Tensor:
-    """Lloyd's k-means of the tokens of every image -> memberships (B, clusters, N).
-
-    Nothing is drawn. There are `STARTS` starts, each from another token of the image; what joins it are, one after
-    another, the tokens that leave the least squared distances (greedy k-means++ that tries every token). After
-    `TRIALS` iterations the start with the least inertia goes on alone. A cluster that loses its tokens starts again
-    from the origin.
-    """
-
-    def nearest(weights: Tensor) -> Tensor:
-        """Memberships in the nearest cluster; a token between two that are equally near is in both."""
-        return decision.all_least(_distances(inner, weights), -2).to(weights.dtype)
-
-    weights = _starts(inner, clusters, decision)  # of the tokens in the centroids: (B, S, clusters, N)
-    for _ in range(min(TRIALS, iterations - 1)):
-        weights = _means(nearest(weights))
-    inertia = _distances(inner, weights).amin(2).mean(-1)  # but for a constant
-    best = memberships(decision.least(inertia, 1), weights.shape[1], weights.dtype).transpose(0, 1)  # (B, S)
-    weights = (weights * best[:, :, None, None]).sum(1)  # (B, clusters, N)
-    members = weights
-    for _ in range(max(iterations - TRIALS, 1)):
-        before, members = members, nearest(weights)
-        if not decision.is_followed and _same(before, members):  # no further iteration would change it
-            break
-        weights = _means(members)
-    return memberships(decision.least(_distances(inner, weights), 1), clusters, weights.dtype)
-
-
-def _starts(inner: Gram, clusters: int, decision: Decision) -> Tensor:
-    """Tokens to start from, one-hot: (B, S, clusters, N)."""
-    square, tokens, dtype = inner.squares, inner.squares.shape[1], inner.squares.dtype
-    distance = square[:, :, None] + square[:, None] - 2 * inner.products  # squared, (B, N, N)
-    first = range(tokens // (2 * STARTS), tokens, max(tokens // STARTS, 1))[:STARTS]
-    places = torch.arange(first.start, first.stop, first.step, device=square.device)
-    chosen = [memberships(places, tokens, dtype).transpose(0, 1).expand(len(square), -1, -1)]  # (B, S, N) each
-    nearest = distance[:, first.start : first.stop : first.step]  # from every token to the nearest that is chosen
-    while len(chosen) < clusters:
-        nearest = torch.minimum(nearest, chosen[-1] @ distance) if len(chosen) > 1 else nearest
-        left = torch.minimum(distance[:, None], nearest[:, :, None]).mean(-1)  # with each token added: (B, S, N)
-        chosen.append(memberships(decision.least(left, -1), tokens, dtype).transpose(1, 2))
-    return torch.stack(chosen, 2)
-
-
-def _distances(inner: Gram, weights: Tensor) -> Tensor:
-    """Squared, from the centroids to the tokens, but for a constant of each token: (B, [S,] clusters, N)."""
-    if weights.dim() == 3:
-        products = weights @ inner.products
-    else:
-        products = (weights.flatten(1, 2) @ inner.products).unflatten(1, weights.shape[1:3])
-    return (weights * products).sum(-1, keepdim=True) - 2 * products
-
-
-def _same(before: Tensor, now: Tensor) -> bool:
-    """Whether to stop. Elsewhere than on a CPU asking costs more, and a trace must be that of any image."""
-    is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return now.device.type == "cpu" and not is_traced and torch.equal(before, now)
-
+from vigcli.nn.dynamic import rows
+from vigcli.nn.kmeans import APART, Gram, apart, gram, grid_labels, kmeans, memberships, not_zero
 
 # ----------------------------------------------------------------------------------------------------------- graphs
 
 
 class Graph(NamedTuple):
-    """The neighbours of every token, as rows of the (B * N, C) tokens of a batch: both (B, N, K).
+    """Neighbours and cluster of every token of a grid.
 
     A token whose cluster has fewer than K tokens has all of them, and itself in the places that are left.
     """
 
-    rows: Tensor
-    is_neighbour: Tensor  # false where a place is left
+    neighbours: Tensor  # (B, N, K), their numbers
+    is_neighbour: Tensor  # (B, N, K), false where a place is left
+    members: Tensor  # (B, P, N), 1 where a token is in a cluster, else 0
+    grid: tuple[int, int]
 
     def gather(self, x: Tensor) -> Tensor:
-        """The features of the neighbours: (B, C, N) -> (B, N, K, C)."""
-        rows = x.transpose(1, 2).flatten(0, 1).contiguous()  # one copy in memory order, in which rows are read quickly
-        return rows.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+        """The features of the neighbours: (B, C, H, W) -> (B, N, K, C)."""
+        return rows(x.flatten(2).transpose(1, 2), self.neighbours)
+
+    def of_tokens(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, C, H, W)."""
+        return x.transpose(1, 2).unflatten(2, self.grid)
+
+    def of_clusters(self, z: Tensor) -> Tensor:
+        """What the own cluster says to every token: (B, P, C) -> (B, C, H, W)."""
+        return (z.transpose(1, 2) @ self.members).unflatten(2, self.grid)
 
 
 @torch.no_grad()
-def nearest_in_cluster(inner: Gram, members: Tensor, neighbours: int, decision: Decision) -> Graph:
-    """The K tokens of the own cluster whose directions are nearest, oneself among them (Algorithm 1, line 5).
+def nearest_in_cluster(
+    inner: Gram, members: Tensor, logits: Tensor, neighbours: int, decision: Decision
+) -> tuple[Tensor, Tensor]:
+    """The K tokens of the own cluster whose directions are nearest, oneself among them (Algorithm 1, line 5), and which
+    of them are there: both (B, N, K).
 
     Between normalized features the least distance is the greatest cosine, and a token's own length does not change
     its order: x_v . x_u / |x_u|.
 
     Args:
-        members: memberships (B, clusters, N).
+        members, logits: memberships (B, P, N), as 0 and 1 and `apart`.
     """
-    batch, tokens = inner.squares.shape
-    together = members.transpose(1, 2) @ members > 0.5  # (B, N, N)
-    length = _or_one(inner.squares.sqrt())
-    closeness = torch.where(together, inner.products / length[:, None], _APART)
-    index = decision.greatest(closeness, min(neighbours, tokens))
-    # Sorted, the tokens of the own cluster come first.
-    is_neighbour = together.sum(-1, keepdim=True) > torch.arange(index.shape[2], device=members.device)
-    index = torch.where(is_neighbour, index, torch.arange(tokens, device=members.device)[:, None])
-    first = torch.arange(batch, device=members.device)[:, None, None] * tokens  # row of the image
-    return Graph(index + first, is_neighbour)
+    tokens = inner.products.shape[1]
+    length = not_zero(inner.row.sqrt())  # but for the root of 2
+    closeness = inner.products / length + members.transpose(1, 2) @ logits  # which adds 0 within a cluster
+    values, index = decision.greatest(closeness, min(neighbours, tokens))
+    is_neighbour = values > APART / 2
+    return torch.where(is_neighbour, index, torch.arange(tokens, device=index.device)[:, None]), is_neighbour
 
 
 class GraphLinear(nn.Linear):
     """A linear layer of a type by itself, as PyTorch Geometric's are in the authors' code: thop counts no such."""
 
 
-class CentroidAttention(nn.Module):
+class CentroidAttention(Foldable):
     """GATv2 (arXiv:2105.14491) on the complete graph of the centroids (Eq. 2 and 3): (B, P, C) -> (B, P, C).
 
-    One head; LIN_L and LIN_R have biases, and a bias is added to the sum, as in the authors' code. A cluster without
-    tokens has no centroid, so that nothing comes from it.
+    One head; LIN_L and LIN_R have biases, and a bias is added to the sum, as in the authors' code; deployed it is in
+    those of the two. A cluster without tokens has no centroid, so that nothing comes from it.
     """
+
+    bias: nn.Parameter | None
 
     def __init__(self, width: int):
         super().__init__()
@@ -190,11 +93,21 @@ class CentroidAttention(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
         nn.init.xavier_uniform_(self.att[None])
 
-    def forward(self, z: Tensor, is_there: Tensor) -> Tensor:
+    def forward(self, z: Tensor, there: Tensor) -> Tensor:
+        """With (B, P, 1), 0 for a cluster of tokens and far below for none, to add to what is attended to."""
         source, target = self.lin_l(z), self.lin_r(z)
-        paired = F.leaky_relu(target[:, :, None] + source[:, None], 0.2)  # (B, P, P, C)
-        scores = torch.where(is_there[:, None], (paired * self.att).sum(-1), -1e4)
-        return scores.softmax(-1) @ source + self.bias
+        paired = F.leaky_relu(source[:, :, None] + target[:, None], 0.2)  # (B, P, P, C)
+        scores = (paired * self.att).sum(-1) + there
+        said = scores.softmax(1).transpose(1, 2) @ source
+        return said if self.bias is None else said + self.bias
+
+    def fold(self, keep_norm: bool) -> nn.Module:
+        """What is attended to has shares of 1 in all, so that the bias may be in it; LIN_R takes it out of the sums."""
+        if not keep_norm and self.bias is not None:
+            self.lin_l.bias.add_(self.bias)
+            self.lin_r.bias.sub_(self.bias)
+            self.bias = None
+        return self
 
 
 # ---------------------------------------------------------------------------------------------------- local updates
@@ -243,18 +156,8 @@ class LinearNorm(Foldable):
         return fold_norm(self.linear, self.norm)
 
 
-def _perceive(mlp: nn.Module, x: Tensor) -> Tensor:
-    """MLP and GELU of every token: (B, C, N) -> (B, C', N)."""
-    return F.gelu(_pointwise(mlp, x))
-
-
-def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer of maps applied to tokens: (B, C, N) -> (B, C', N)."""
-    return layer(x.unsqueeze(3)).squeeze(3)
-
-
-def _slice_inputs(conv: nn.Conv2d, start: int, stop: int) -> nn.Conv2d:
-    """The part of a convolution that these input channels have in its result; the first has the bias."""
+def _input_part(conv: nn.Conv2d, start: int, stop: int) -> nn.Conv2d:
+    """The part that these input channels have in a convolution's result; the first has the bias."""
     weight = conv.weight[:, start:stop]
     part = nn.utils.skip_init(
         nn.Conv2d, weight.shape[1], len(weight), 1, bias=start == 0, device=weight.device, dtype=weight.dtype
@@ -265,8 +168,18 @@ def _slice_inputs(conv: nn.Conv2d, start: int, stop: int) -> nn.Conv2d:
     return part
 
 
+def _cluster_part(conv: nn.Conv2d, start: int) -> nn.Linear:
+    """The part that the last input channels have, of clusters: (B, P, C) -> (B, P, C')."""
+    weight = conv.weight[:, start:, 0, 0]
+    part = nn.utils.skip_init(
+        nn.Linear, weight.shape[1], len(weight), bias=False, device=weight.device, dtype=weight.dtype
+    )  # draws no weights
+    part.weight.copy_(weight)
+    return part
+
+
 class TokenAndCluster(Foldable):
-    """MLP(x_v | z') and GELU: (B, C1, N) of tokens, (B, C, P) of clusters and memberships (B, P, N) -> (B, C', N).
+    """MLP(x_v | z') and GELU: (B, C1, H, W) of tokens, (B, P, C) of clusters and a graph -> (B, C', H, W).
 
     Deployed without groups, what z' says is computed once a cluster, not once a token.
     """
@@ -277,28 +190,39 @@ class TokenAndCluster(Foldable):
         self.of_cluster: nn.Module | None = None
         self.token_width = token_width
 
-    def forward(self, x: Tensor, z: Tensor, members: Tensor) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
         if self.of_cluster is None:
-            return _perceive(self.mlp, torch.cat([x, z @ members], 1))
-        return F.gelu(_pointwise(self.mlp, x) + _pointwise(self.of_cluster, z) @ members)
+            return F.gelu(self.mlp(torch.cat([x, graph.of_clusters(z)], 1)))
+        return F.gelu(self.mlp(x) + graph.of_clusters(self.of_cluster(z)))
 
     def fold(self, keep_norm: bool) -> nn.Module:
         if isinstance(self.mlp, nn.Conv2d) and self.mlp.groups == 1:
-            whole = self.mlp
-            self.of_cluster = _slice_inputs(whole, self.token_width, whole.in_channels)
-            self.mlp = _slice_inputs(whole, 0, self.token_width)
+            self.of_cluster = _cluster_part(self.mlp, self.token_width)
+            self.mlp = _input_part(self.mlp, 0, self.token_width)
         return self
 
 
 class GlobalMrgcn(TokenAndCluster):
-    """MLP(x_v | max_u(x_u - x_v) | z'), the first two interleaved by channel as in the authors' code (Table II)."""
+    """MLP(x_v | max_u(x_u - x_v) | z'), the first two interleaved by channel as in the authors' code (Table II).
+
+    Deployed without groups they stand one after the other.
+    """
 
     def __init__(self, width: int, hidden: int, groups: int):
         super().__init__(2 * width, width, hidden, groups)
 
-    def forward(self, x: Tensor, z: Tensor, members: Tensor, graph: Graph) -> Tensor:  # type: ignore[override]
-        greatest = graph.gather(x).amax(2).transpose(1, 2) - x
-        return super().forward(torch.stack([x, greatest], 2).flatten(1, 2), z, members)
+    def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
+        parts = x, graph.of_tokens(graph.gather(x).amax(2)) - x
+        joined = torch.stack(parts, 2).flatten(1, 2) if self.of_cluster is None else torch.cat(parts, 1)
+        return super().forward(joined, z, graph)
+
+    def fold(self, keep_norm: bool) -> nn.Module:
+        super().fold(keep_norm)
+        if self.of_cluster is not None:
+            assert isinstance(self.mlp, nn.Conv2d)
+            order = torch.arange(self.token_width, device=self.mlp.weight.device).view(-1, 2).T.flatten()
+            self.mlp.weight.copy_(self.mlp.weight[:, order])
+        return self
 
 
 class GlobalEdgeConv(Foldable):
@@ -314,22 +238,22 @@ class GlobalEdgeConv(Foldable):
         self.of_neighbour: nn.Module | None = None
         self.of_cluster: nn.Module | None = None
 
-    def forward(self, x: Tensor, z: Tensor, members: Tensor, graph: Graph) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
         if self.of_neighbour is None or self.of_cluster is None:
             near = graph.gather(x).permute(0, 3, 1, 2)  # (B, C, N, K)
-            x, z = (part.unsqueeze(3).expand_as(near) for part in (x, z @ members))
-            return F.gelu(self.mlp(torch.cat([x, near - x, z], 1))).amax(3)
-        own = _pointwise(self.mlp, x) + _pointwise(self.of_cluster, z) @ members
-        said = graph.gather(_pointwise(self.of_neighbour, x))  # (B, N, K, C')
-        ends = (own + said.amax(2).transpose(1, 2), own + said.amin(2).transpose(1, 2))
+            x, z = (part.flatten(2).unsqueeze(3).expand_as(near) for part in (x, graph.of_clusters(z)))
+            return F.gelu(self.mlp(torch.cat([x, near - x, z], 1))).amax(3).unflatten(2, graph.grid)
+        own = self.mlp(x) + graph.of_clusters(self.of_cluster(z))
+        said = graph.gather(self.of_neighbour(x))  # (B, N, K, C')
+        ends = own + graph.of_tokens(said.amax(2)), own + graph.of_tokens(said.amin(2))
         return torch.maximum(F.gelu(ends[0]), F.gelu(ends[1]))
 
     def fold(self, keep_norm: bool) -> nn.Module:
         if isinstance(self.mlp, nn.Conv2d) and self.mlp.groups == 1:
             whole, width = self.mlp, self.mlp.in_channels // 3
-            self.of_cluster = _slice_inputs(whole, 2 * width, 3 * width)
-            self.of_neighbour = _slice_inputs(whole, width, 2 * width)
-            self.mlp = own = _slice_inputs(whole, 0, width)
+            self.of_cluster = _cluster_part(whole, 2 * width)
+            self.of_neighbour = _input_part(whole, width, 2 * width)
+            self.mlp = own = _input_part(whole, 0, width)
             own.weight.copy_(own.weight.double() - self.of_neighbour.weight.double())
         return self
 
@@ -341,9 +265,9 @@ class GlobalGraphSage(TokenAndCluster):
         super().__init__(2 * width, width, hidden, groups)
         self.mlp_phi = LinearNorm(width, width, groups)
 
-    def forward(self, x: Tensor, z: Tensor, members: Tensor, graph: Graph) -> Tensor:  # type: ignore[override]
-        said = graph.gather(_perceive(self.mlp_phi, x)).amax(2).transpose(1, 2)
-        return super().forward(torch.cat([x, said], 1), z, members)
+    def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
+        said = graph.gather(F.gelu(self.mlp_phi(x))).amax(2)
+        return super().forward(torch.cat([x, graph.of_tokens(said)], 1), z, graph)
 
 
 class GlobalGin(nn.Module):
@@ -355,9 +279,9 @@ class GlobalGin(nn.Module):
         self.eps = nn.Parameter(torch.zeros(1))
         self.delta = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, z: Tensor, members: Tensor, graph: Graph) -> Tensor:
-        total = (graph.gather(x) * graph.is_neighbour[..., None]).sum(2).transpose(1, 2)
-        return _perceive(self.mlp, (1 + self.eps) * x + total + (1 + self.delta) * z @ members)
+    def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
+        total = graph.of_tokens((graph.gather(x) * graph.is_neighbour[..., None]).sum(2))
+        return F.gelu(self.mlp((1 + self.eps) * x + total + graph.of_clusters((1 + self.delta) * z)))
 
 
 LOCAL_UPDATES: dict[str, Callable[[int, int, int], nn.Module]] = {
@@ -366,8 +290,8 @@ LOCAL_UPDATES: dict[str, Callable[[int, int, int], nn.Module]] = {
     "graphsage": GlobalGraphSage,
     "gin": GlobalGin,
 }
-"""By name: channels C, hidden channels C' and groups -> tokens (B, C, N), z' of the clusters (B, C, P), memberships
-(B, P, N) and a graph to (B, C', N)."""
+"""By name: channels C, hidden channels C' and groups -> tokens (B, C, H, W), z' of the clusters (B, P, C) and a graph
+to (B, C', H, W)."""
 
 
 class Degc(nn.Module):
@@ -402,20 +326,20 @@ class Degc(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """With `labels` (B, N), integers below the number of clusters, they are the partition."""
-        x = x.flatten(2)  # (B, C, N)
         if self.center_tokens:
-            x = x - x.mean(2, keepdim=True)
-        tokens = x.transpose(1, 2).contiguous()
+            x = x - x.mean((2, 3), keepdim=True)
+        tokens = x.flatten(2)  # (B, C, N)
         inner = gram(tokens)
         members = self._partition(inner, labels)  # (B, P, N)
-        centroids = _means(members) @ tokens
-        z = self.attention(centroids, members.amax(2) > 0).transpose(1, 2)  # (B, C, P)
-        graph = nearest_in_cluster(inner, members, self.neighbours, self.decision)
-        return self.update(x, z, members, graph).unflatten(2, self.grid)
+        logits = apart(members, x.dtype)
+        z = self.attention(logits.softmax(2) @ tokens.transpose(1, 2), logits.amax(2, keepdim=True))  # (B, P, C)
+        members = members.to(x.dtype)
+        near = nearest_in_cluster(inner, members, logits, self.neighbours, self.decision)
+        return self.update(x, z, Graph(*near, members, self.grid))
 
     def _partition(self, inner: Gram, labels: Tensor | None) -> Tensor:
         if labels is None and self.cells is not None:
-            labels = torch.tensor(self.cells, device=inner.squares.device).expand(len(inner.squares), -1)
+            labels = torch.tensor(self.cells, device=inner.row.device).expand(len(inner.row), -1)
         if labels is None:
             return kmeans(inner, self.clusters, self.kmeans_iterations, self.decision)
-        return memberships(labels, self.clusters, inner.squares.dtype)
+        return memberships(labels.unsqueeze(-2), self.clusters)

@@ -39,16 +39,16 @@ class Decision(nn.Module):
         own = x < limit
         return self._settled(own, lambda given: ((x - limit) / limit).abs() * (given != own))
 
-    def greatest(self, x: Tensor, count: int) -> Tensor:
-        """The indices of the `count` greatest of every row, greatest first."""
+    def greatest(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` greatest of every row, greatest first, and their indices."""
         values, own = x.topk(count)
-        return self._settled(own, lambda given: (values - x.gather(-1, given)).abs() / values.max().clamp_min(1e-9))
+        index = self._settled(own, lambda given: (values - x.gather(-1, given)).abs() / values.max().clamp_min(1e-9))
+        return values if index is own else x.gather(-1, index), index
 
     def least(self, x: Tensor, dim: int) -> Tensor:
-        """The index of the least along an axis, of the first of several."""
+        """The index of the least along an axis, which stays with size 1; of the first of several."""
         own = x.argmin(dim, keepdim=True)
-        settled = self._settled(own, lambda given: (x.gather(dim, given) - x.gather(dim, own)) / _size(x))
-        return settled.squeeze(dim)
+        return self._settled(own, lambda given: (x.gather(dim, given) - x.gather(dim, own)) / _size(x))
 
     def all_least(self, x: Tensor, dim: int) -> Tensor:
         """Which are the least along an axis; where several are equal, all of them."""

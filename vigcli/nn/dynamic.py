@@ -148,7 +148,7 @@ class KnnGraph(Foldable):
     def forward(self, x: Tensor) -> Tensor:
         nodes = (F.avg_pool2d(x, self.reduction) if self.reduction > 1 else x).flatten(2)  # (B, C, M)
         index = self._nearest(x, nodes)  # (B, N, K)
-        said = _rows(nodes.transpose(1, 2), index).amax(2).transpose(1, 2)  # (B, N, K, C) -> (B, C, N)
+        said = rows(nodes.transpose(1, 2), index).amax(2).transpose(1, 2)  # (B, N, K, C) -> (B, C, N)
         m = said.unflatten(2, self.grid) - x
         return self.act(self.proj(self._joined(x, m)))
 
@@ -168,7 +168,7 @@ class KnnGraph(Foldable):
         if self.relative_pos is not None:
             # the distance is 2 - 2 cos + position
             closeness = closeness - (self.relative_pos if self.is_folded else self.relative_pos / 2)
-        index = self.decision.greatest(closeness, self.neighbours * self.dilation)
+        _, index = self.decision.greatest(closeness, self.neighbours * self.dilation)
         return index[:, :, :: self.dilation] if self.dilation > 1 else index
 
     def fold(self, keep_norm: bool) -> nn.Module:
@@ -183,7 +183,7 @@ class KnnGraph(Foldable):
         return self
 
 
-def _rows(nodes: Tensor, index: Tensor) -> Tensor:
+def rows(nodes: Tensor, index: Tensor) -> Tensor:
     """Each picture's own nodes (B, M, C) by their numbers (B, N, K): (B, N, K, C), as one gather of whole rows."""
     batch, count, width = nodes.shape
     if batch > 1:  # a single picture, such as an exported network's, is spared the sum

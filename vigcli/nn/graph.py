@@ -17,7 +17,7 @@ from vigcli.nn.blocks import ConvNorm, ResidualBranch, feed_forward
 from vigcli.nn.cluster import Degc
 from vigcli.nn.deploy import Foldable
 from vigcli.nn.dynamic import KnnGraph, MaskedGraph
-from vigcli.nn.shifts import Links, mgc_links, shift, svga_links
+from vigcli.nn.shifts import Links, mgc_links, shifts, svga_links
 
 
 class MaxRelative(nn.Module):
@@ -30,13 +30,14 @@ class MaxRelative(nn.Module):
     def __init__(self, links: Links, reach: int, difference: str, grid: tuple[int, int]):
         super().__init__()
         self.of_token = difference == "token"
-        self.shifts = [(by, dim, size) for dim, size in ((2, grid[0]), (3, grid[1])) for by in links(reach, size)]
+        self.links = [(links(reach, size), dim, size) for dim, size in ((2, grid[0]), (3, grid[1]))]
 
     def forward(self, x: Tensor) -> Tensor:
         choose = torch.minimum if self.of_token else torch.maximum
         extreme = x
-        for by, dim, size in self.shifts:
-            extreme = choose(extreme, shift(x, by, dim, size))
+        for link in self.links:
+            for shifted in shifts(x, *link):
+                extreme = choose(extreme, shifted)
         return x - extreme if self.of_token else extreme - x
 
 

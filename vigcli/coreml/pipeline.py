@@ -1,0 +1,82 @@
+"""What a conversion by coremltools may leave undone: passes, checks and garbage collection without effect.
+
+Left out are the passes that find nothing to do in networks of our blocks, the checks of the whole program after every
+single pass, and Python's garbage collection; a test holds programs to those of all passes and checks, operation for
+operation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+from torch import nn
+
+from vigcli.coreml.apple import coremltools
+
+PASSES = (
+    "update_output_dtypes",
+    "cast_optimization",
+    "noop_elimination",
+    "const_elimination",
+    "sanitize_input_output_names",
+    "divide_to_multiply",
+    "const_deduplication",
+    "fuse_squeeze_expand_dims",
+    "replace_stack_reshape",
+    "reduce_transposes",
+    "fuse_transpose_matmul",
+    "reduce_transposes",
+    "remove_redundant_ops",
+    "dedup_op_and_var_names",
+    "add_fp16_cast",
+    "add_int16_cast",
+    "update_output_dtypes",
+    "guard_negative_gather_indices",
+    "const_elimination",
+    "dead_code_elimination",
+    "cast_optimization",
+    "dead_code_elimination",
+    "add_int16_cast",
+    "noop_elimination",
+    "reduce_transposes",
+    "topological_reorder",
+    "dead_code_elimination",
+)
+OURS = ("vigcli", "torch")  # packages of modules that `PASSES` are enough for
+INEXACT = "common::fuse_elementwise_to_batchnorm"  # makes a batch norm of a product and a sum, with 1e-5 for epsilon
+
+
+def pipeline(module: nn.Module) -> Any:
+    """The passes for a module: all of coremltools' that are exact where anything in it is neither ours nor torch's."""
+    chosen = coremltools().PassPipeline.DEFAULT
+    chosen.remove_passes({INEXACT})
+    if all(type(part).__module__.partition(".")[0] in OURS for part in module.modules()):
+        chosen.passes = [f"common::{name}" for name in PASSES]
+    return chosen
+
+
+@contextlib.contextmanager
+def brisk() -> Iterator[None]:
+    """Conversions in the block check a program before each series of passes, not after each pass (a third of their
+    time), and leave Python's garbage where it is (a fifth; nearly all that they make is kept to their end)."""
+    coremltools()
+    program = importlib.import_module("coremltools.converters.mil.mil.program").Program
+    check = program.validate  # private: coremltools has no option for it
+
+    def validate(self: Any, check_essential_scope: bool | None = None) -> None:
+        if check_essential_scope is None:  # what is called after a pass says whether to
+            check(self)
+
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        with mock.patch.object(program, "validate", validate):
+            yield
+    finally:
+        if collected:
+            gc.enable()
