@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable
@@ -110,6 +111,21 @@ def test_two_processes_do_what_one_does(run: Run, root: Path, tmp_path: Path, op
     assert_close_runs(tmp_path / "alone", tmp_path / "two")
     a, b = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("alone", "two"))
     assert [r["train_loss"] for r in a] == pytest.approx([r["train_loss"] for r in b], rel=1e-4)
+
+
+@pytest.mark.slow  # the compiler takes a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
+def test_a_compiled_network_learns_the_same(run: Run, tmp_path: Path) -> None:
+    for compiled in (False, True):
+        run(recipe(arch=STEADY, epochs=1, schedule={"warmup_epochs": 0}, compile=compiled), str(compiled))
+    assert_close_runs(tmp_path / "False", tmp_path / "True")
+
+
+@pytest.mark.parametrize("options", [{"channels_last": False}, {"save_every_steps": 1}, {"data": {"workers": 1}}])
+def test_what_is_the_machines_changes_nothing(run: Run, tmp_path: Path, options: dict[str, Any]) -> None:
+    for name, changes in (("plain", {}), ("other", options)):
+        run(recipe(arch=STEADY, epochs=1, schedule={"warmup_epochs": 0}, **changes), name)
+    assert_close_runs(tmp_path / "plain", tmp_path / "other")
 
 
 def test_processes_stop_together_and_go_on(root: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def command(
         return
     here = place()
     size = max(nproc, here.size)
-    device = _checked(recipe, str(file), device, size, here.local_rank)
+    device = _checked(recipe, str(file), device, size, here.local_rank, resume is not None)
     if nproc > 1 and here.size == 1:
         if code := run_processes(nproc, sys.argv[1:]):
             raise click.exceptions.Exit(code)
@@ -80,7 +80,7 @@ def command(
     _train(recipe, file, resume, output, device, tensorboard, as_json)
 
 
-def _checked(recipe: Any, name: str, device: str, size: int, local_rank: int) -> str:
+def _checked(recipe: Any, name: str, device: str, size: int, local_rank: int, resume: bool) -> str:
     """The device to train on. Complains of all that can be known before a run directory is made."""
     from vigcli.cli.load import check_memory, picked_device
     from vigcli.measure.count import count_params
@@ -98,7 +98,7 @@ def _checked(recipe: Any, name: str, device: str, size: int, local_rank: int) ->
     check(recipe, Sampler(recipe, len(pictures), recipe.accumulate * size).total_steps)
     if recipe.distillation is not None:
         load_teacher(recipe, pictures.labels, "cpu")
-    if recipe.weights is not None and not Path(recipe.weights).is_file():
+    if not resume and recipe.weights is not None and not Path(recipe.weights).is_file():
         raise UnavailableError(f"{recipe.weights}: no such file of weights.", "Check the recipe's weights.")
     return f"cuda:{local_rank}" if device == "cuda" and size > 1 else device
 
