@@ -135,3 +135,19 @@ def test_the_plan_of_a_multiscale_run(vig: Vig, folder: Path) -> None:
     write_recipe(folder, multiscale=[96, 160], batch_size=6)
     plan = json.loads(vig("train", "r.yaml", "--dry-run", "--json"))["plan"]
     assert plan["images_per_step"] == "6 or 2"
+
+
+@pytest.mark.parametrize(("gpus", "device", "what"), [
+    (4, "auto", "8 processes want a GPU each, and this machine has 4"),
+    (8, "cuda:1", "--device cuda:1: several processes train on cpu, or on cuda with a GPU for each"),
+])  # fmt: skip
+def test_processes_want_a_gpu_each(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gpus: int, device: str, what: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    write_recipe(folder)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(folder / "r.yaml"), "--nproc", "8", "--device", device])
+    assert stop.value.code == 6
+    assert what in capsys.readouterr().err
