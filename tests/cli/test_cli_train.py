@@ -104,7 +104,7 @@ MISTAKES: list[Any] = [
     (None, ["arch=mobilevigv2_ti", "num_classes=5"], 3, "holds 3 classes, but the network has 5", "num_classes=3"),
     (_teacher, ["distillation={teacher: teacher.safetensors}"], 3, "this teacher's 7 classes are not", "Fine-tune it"),
     (None, ["data.workers=64"], 3, "data.workers: 64 are more than this machine's", "--set data.workers="),
-    (None, ["arch=mobilevigv2_ti", "resolution=64"], 3, "links every token to itself alone", "resolution"),
+    (None, ["arch=mobilevigv2_ti", "resolution=64"], 3, "links every token to itself alone", "Take 96 px"),
     (None, ["multiscale=[64, 96]"], 3, "multiscale: 64 px", "Leave out 64"),
     (None, ["weights=none.safetensors"], 6, "none.safetensors: no such file of weights", "weights"),
     (None, ['freeze=["stages[9]"]'], 3, "no part 'stages[9]'", "stages"),
