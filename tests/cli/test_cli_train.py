@@ -137,6 +137,14 @@ def test_the_plan_of_a_multiscale_run(vig: Vig, folder: Path) -> None:
     assert plan["images_per_step"] == "6 or 2"
 
 
+def test_what_is_resumed_must_be_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("none", "data"):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "--resume", str(folder / name)])
+        assert stop.value.code == 3
+        assert "is no folder of a training run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("gpus", "device", "what"), [
     (4, "auto", "8 processes want a GPU each, and this machine has 4"),
     (8, "cuda:1", "--device cuda:1: several processes train on cpu, or on cuda with a GPU for each"),

@@ -13,7 +13,7 @@ import click
 from vigcli.cli.options import Integer, dry_run_option, json_option, output_option, recipe_set_option
 from vigcli.cli.output import emit_json, fields, progress, say, table
 from vigcli.cli.stopping import stop_on_signal
-from vigcli.errors import Interrupted, UnavailableError, UsageError
+from vigcli.errors import ConfigError, Interrupted, UnavailableError, UsageError
 
 _REPEATED_WITHIN_S = 5.0  # a launcher repeats a signal that the terminal has sent to all
 
@@ -61,6 +61,8 @@ def command(
     if resume is not None and (settings or output):
         raise UsageError("a resumed run keeps its recipe and its folder.", "Start a new run to change them.")
     file = find_file("recipe", recipe_name) if recipe_name is not None else Path(str(resume)) / RECIPE_FILE
+    if resume is not None and not file.is_file():
+        raise ConfigError(f"{resume}: is no folder of a training run.", "Name one, such as runs/0002-train.")
     recipe = load_recipe(file, settings)
     # Into the recipe that the run keeps, so that --resume needs neither again.
     if data_root is not None:
