@@ -4,9 +4,10 @@ timm's train.py is no part of its wheel or its source package on PyPI, so timm's
 loader with prefetcher, mixup, optimizer, schedule and average as the installed version makes them, in the order of
 forward, backward, step, average and schedule, with the loss read at every step, as the script does.
 
-The two take turns, each in a process of its own; both figures are those of the steps after the first five. CPU time is
-that of the process and its workers (read from /proc), and hardly hangs on what else the machine does. The last row is
-what our loader gives when nothing is trained.
+Each side is a process of its own, and they take turns step by step, one waiting while another works, so that what else
+the machine does meets all alike: a ratio is the median over pairs of steps, with a 95 % interval of that median.
+Without workers a step reads its pictures itself. CPU time is that of the process and its workers (read from /proc). The
+last row is what our loader gives when nothing is trained.
 
     python benchmarks/train_throughput.py
 """
@@ -14,10 +15,10 @@ what our loader gives when nothing is trained.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,98 +27,110 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+Figures = NDArray[np.float64]
+
 NETWORK, RESOLUTION, BATCH, CLASSES, SMOOTHING = "mobilevitv2_050", 96, 32, 10, 0.1
 AUGMENT = {"scale": (0.08, 1.0), "rand_augment": "rand-m7-inc1", "erase": 0.25, "mixup": 0.8, "cutmix": 1.0}
 # m7: at the strongest magnitude timm posterizes to 0 bits, which newer versions of Pillow refuse.
-LR, DECAY, EMA, SKIPPED = 1e-3, 0.05, 0.999, 5
+LR, DECAY, EMA, SKIPPED, MOST_STEPS = 1e-3, 0.05, 0.999, 5, 110
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=35, help="of each turn, the first five of which are not timed")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=60, help="that are timed, after five that are not")
+    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--one", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.steps > MOST_STEPS:
+        parser.error(f"--steps: at most {MOST_STEPS}, lest an epoch end")
     if options.one:
-        print(json.dumps(SIDES[options.one](options)))
+        SIDES[options.one](options)
         return
     with tempfile.TemporaryDirectory() as folder:
         options.data = unpacked(Path(folder))
-        figures: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
-        for turn in range(options.turns):
-            for name in SIDES if turn % 2 else reversed(SIDES):
-                figures[name].append(measured(name, options))
-    show(figures, options)
+        show(measured(options), options)
 
 
 def unpacked(folder: Path) -> Path:
-    """emoji10 as class folders of PNG, which both sides read."""
+    """emoji10 as class folders of PNG, which both sides read; every training picture thrice, so that no epoch ends."""
     from vigcli.config.recipe import Data
     from vigcli.train.data import open_data
 
-    for split in ("train", "val"):
+    for split, copies in (("train", 3), ("val", 1)):
         pictures = open_data(Data(source="emoji10"), split)
-        for i in range(len(pictures)):
-            image, target = pictures[i]
+        for i in range(len(pictures) * copies):
+            image, target = pictures[i % len(pictures)]
             path = folder / split / pictures.labels[target] / f"{i:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
     return folder
 
 
-def measured(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """A side's turn."""
-    own = [sys.executable, __file__, "--one", name, "--data", options.data, "--steps", options.steps]
-    own += ["--workers", options.workers]
-    done = subprocess.run([*map(str, own)], check=True, stdout=subprocess.PIPE, text=True)
-    figures = json.loads(done.stdout.splitlines()[-1])
-    print(f"{name:<7} {figures['images_per_s']:.1f} images/s  {figures['cpu_ms']:.2f} ms", file=sys.stderr, flush=True)
-    return figures
+def measured(options: argparse.Namespace) -> dict[str, Figures]:
+    """Seconds of wall and CPU of every timed step (steps, 2), by side."""
+    own = [sys.executable, __file__, "--data", options.data, "--steps", options.steps, "--workers", options.workers]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with contextlib.ExitStack() as stack:
+        sides = {
+            name: stack.enter_context(subprocess.Popen([*map(str, own), "--one", name], **pipes)) for name in SIDES
+        }
+        for process in sides.values():
+            stack.callback(process.kill)
+        steps: dict[str, list[list[float]]] = {name: [] for name in SIDES}
+        for step in range(SKIPPED + options.steps):
+            for name in sides if step % 2 else reversed(sides):
+                print("go", file=sides[name].stdin)
+                steps[name].append(json.loads(sides[name].stdout.readline()))  # type: ignore[union-attr]
+            print(f"step {step + 1}", file=sys.stderr, flush=True)
+    return {name: np.array(figures[SKIPPED:]) for name, figures in steps.items()}
 
 
-class Clock(list[tuple[float, float]]):
-    """The end of every step: seconds of the wall, and of CPU in this process and its workers."""
+class Turns:
+    """A side's clock: tells how long a step took, and waits until the next may begin."""
 
-    def tick(self) -> None:
-        workers = sum(_cpu_s(worker.pid) for worker in multiprocessing.active_children())
-        self.append((time.perf_counter(), time.process_time() + workers))
+    def __init__(self) -> None:
+        self.cpu = self._cpu_s()
+        self.wait()
 
-    def figures(self) -> dict[str, float]:
-        (start, cpu_start), (end, cpu_end) = self[SKIPPED - 1], self[-1]
-        images = BATCH * (len(self) - SKIPPED)
-        return {"images_per_s": images / (end - start), "cpu_ms": 1e3 * (cpu_end - cpu_start) / images}
+    def wait(self) -> None:
+        sys.stdin.readline()
+        self.start = time.perf_counter()
+
+    def done(self) -> None:
+        """A step has ended."""
+        wall, cpu = time.perf_counter() - self.start, self._cpu_s()
+        print(json.dumps([wall, cpu - self.cpu]), flush=True)
+        self.cpu = cpu
+        self.wait()
+
+    def _cpu_s(self) -> float:
+        workers = (Path(f"/proc/{worker.pid}/stat") for worker in multiprocessing.active_children())
+        ticks = sum(sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13])) for stat in workers)
+        return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _cpu_s(pid: int | None) -> float:
-    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def ours(options: argparse.Namespace) -> dict[str, float]:
+def ours(options: argparse.Namespace) -> None:
     from vigcli.train.loop import train
 
-    clock = Clock()
+    turns = Turns()
     with tempfile.TemporaryDirectory() as run:
         train(
-            recipe(options), run, on_event=lambda _: clock.tick(), provenance={"argv": sys.argv},
-            should_stop=lambda: len(clock) >= options.steps,
+            recipe(options), run, on_event=lambda _: turns.done(), provenance={"argv": sys.argv}, should_stop=bool,
         )  # fmt: skip
-    return clock.figures()
 
 
-def loader(options: argparse.Namespace) -> dict[str, float]:
+def loader(options: argparse.Namespace) -> None:
     from vigcli.train.data import open_data, train_batches
     from vigcli.train.sampler import Sampler
 
     asked = recipe(options)
-    pictures, clock = open_data(asked.data, "train"), Clock()
+    pictures, turns = open_data(asked.data, "train"), Turns()
     for _ in train_batches(asked, pictures, Sampler(asked, len(pictures)), workers=options.workers):
-        clock.tick()
-        if len(clock) == options.steps:
-            return clock.figures()
-    raise ValueError("too many steps")
+        turns.done()
 
 
 def recipe(options: argparse.Namespace) -> Any:
@@ -131,7 +144,7 @@ def recipe(options: argparse.Namespace) -> Any:
     })  # fmt: skip
 
 
-def timms(options: argparse.Namespace) -> dict[str, float]:
+def timms(options: argparse.Namespace) -> None:
     """What train.py does with timm's parts."""
     import timm
     import torch
@@ -154,38 +167,36 @@ def timms(options: argparse.Namespace) -> dict[str, float]:
         num_workers=options.workers, collate_fn=mixup, device=device, use_prefetcher=True,
     )  # fmt: skip
     scheduler, _ = create_scheduler_v2(optimizer, num_epochs=100, min_lr=1e-5, updates_per_epoch=len(batches))
-    criterion, clock = SoftTargetCrossEntropy(), Clock()
+    criterion, turns, step = SoftTargetCrossEntropy(), Turns(), 0
     while True:
         for x, target in batches:
             loss = criterion(model(x.contiguous(memory_format=torch.channels_last)), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            average.update(model, step=len(clock))
-            scheduler.step_update(num_updates=len(clock), metric=loss.item())
-            clock.tick()
-            if len(clock) == options.steps:
-                return clock.figures()
+            average.update(model, step=step)
+            scheduler.step_update(num_updates=step, metric=loss.item())
+            step += 1
+            turns.done()
 
 
-SIDES: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {"ours": ours, "timm": timms, "loader": loader}
+SIDES: dict[str, Callable[[argparse.Namespace], None]] = {"ours": ours, "timm": timms, "loader": loader}
 
 
-def show(figures: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> None:
+def show(figures: dict[str, Figures], options: argparse.Namespace) -> None:
     import timm
 
     threads = os.environ.get("OMP_NUM_THREADS", "all")
-    print(f"timm {timm.__version__}, {NETWORK} at {RESOLUTION} px, batch {BATCH}, {options.workers} worker, "
-          f"{threads} threads, {options.turns} turns of {options.steps} steps; medians\n")  # fmt: skip
-    print("| loop | images/s | lowest to highest | CPU ms an image | lowest to highest |\n|---|---|---|---|---|")
-    for name, turns in figures.items():
-        cells = [f"{statistics.median(v):.{digits}f} | {min(v):.{digits}f} to {max(v):.{digits}f}" for v, digits in (
-            ([turn["images_per_s"] for turn in turns], 1), ([turn["cpu_ms"] for turn in turns], 2))]  # fmt: skip
-        print(f"| {name} | {' | '.join(cells)} |")
-    for what, key, (a, b) in (("images/s", "images_per_s", ("ours", "timm")), ("CPU time", "cpu_ms", ("timm", "ours"))):
-        ratios = [x[key] / y[key] for x, y in zip(figures[a], figures[b], strict=True)]
-        print(f"\n{what}: ours {statistics.median(ratios):.2f} times as good, turn by turn "
-              f"{min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
+    print(f"timm {timm.__version__}, {NETWORK} at {RESOLUTION} px, batch {BATCH}, {options.workers} workers, "
+          f"{threads} threads, {options.steps} steps; medians\n")  # fmt: skip
+    print("| loop | images/s | CPU ms an image |\n|---|---|---|")
+    for name, steps in figures.items():
+        wall, cpu = np.median(steps, 0)
+        print(f"| {name} | {BATCH / wall:.1f} | {1e3 * cpu / BATCH:.2f} |")
+    for what, ratios in zip(("images/s", "CPU time"), (figures["timm"] / figures["ours"]).T, strict=True):
+        drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+        low, high = np.percentile(np.median(drawn, 1), (2.5, 97.5))
+        print(f"\n{what}: ours {np.median(ratios):.3f} times as good ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -83,6 +85,14 @@ def test_resuming_a_finished_run_changes_nothing(run: Callable[..., TrainResult]
     assert again.finished
     assert again.history == first.history
     assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_run_leaves_the_global_random_states_alone(run: Callable[..., TrainResult]) -> None:
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    run(recipe(epochs=1, schedule={"warmup_epochs": 0}))
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
 
 
 def test_what_a_run_leaves(run: Callable[..., TrainResult], tmp_path: Path, root: Path) -> None:

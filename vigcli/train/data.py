@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment, posterize
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -23,7 +25,7 @@ from vigcli.errors import ConfigError
 from vigcli.train.distributed import ALONE, World
 from vigcli.train.readers import EMBEDDED, Pictures, open_data, spread
 from vigcli.train.sampler import Draw, Sampler, part_of
-from vigcli.train.seeds import seeded
+from vigcli.train.seeds import reseed
 
 __all__ = [
     "EMBEDDED", "Batch", "Batches", "Damaged", "Pictures", "check_classes", "eval_batches", "eval_pixels",
@@ -32,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Any], Tensor]
 
 
 def check_classes(pictures: Pictures, num_classes: int, labels: Sequence[str] = ()) -> None:
@@ -89,16 +91,17 @@ def train_transform(augment: Augment, preprocessing: Preprocessing, resolution: 
         color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]
         auto_augment=augment.rand_augment,
         interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        re_prob=augment.erase,
-        re_mode="pixel",
+        mean=preprocessing.mean,  # the colour that RandAugment fills with
+        normalize=False,  # timm's takes more copies
     )
     for part in transform.transforms:
         for operation in part.ops if isinstance(part, RandAugment) else ():
             if operation.aug_fn is posterize:
                 operation.aug_fn = _posterize
-    return _in_order(transform, preprocessing)
+    transform.transforms.append(normalizer(preprocessing))
+    if augment.erase:
+        transform.transforms.append(RandomErasing(augment.erase, mode="pixel", device="cpu"))
+    return transform
 
 
 def _in_order(transform: Any, preprocessing: Preprocessing) -> Transform:
@@ -124,13 +127,18 @@ def eval_pixels(images: Sequence[Image.Image], preprocessing: Preprocessing, res
 
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 RGB (B, 3, R, R) as the network's float input, bit for bit what `eval_transform` gives."""
-    mean, std = (pixels.new_tensor(value, dtype=torch.float32)[:, None, None] for value in _statistics(preprocessing))
+    return normalizer(preprocessing, pixels.device)(pixels)
+
+
+def normalizer(preprocessing: Preprocessing, device: torch.device | str = "cpu") -> Transform:
+    """The function that does it, for pixels ([B,] 3, R, R) on a device; it can be sent to another process."""
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    return partial(_normalized, mean=mean, std=std, is_bgr=preprocessing.channels == "BGR")
+
+
+def _normalized(pixels: Tensor, mean: Tensor, std: Tensor, is_bgr: bool) -> Tensor:
     x = pixels.float().div_(255).sub_(mean).div_(std)
-    return _reversed(x) if preprocessing.channels == "BGR" else x
-
-
-def _statistics(preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return preprocessing.mean, preprocessing.std
+    return _reversed(x) if is_bgr else x
 
 
 # ---------------------------------------------------------------------------------------------------- batches
@@ -192,8 +200,8 @@ class _Augmented(Dataset[Any]):
             except ConfigError as error:
                 damaged.append((self.pictures.file(index), error))
                 continue
-            with seeded(self.seed, "picture", draw.epoch, draw.picture, draw.repeat):
-                return (self.transforms[draw.resolution](image), target), draw, damaged
+            reseed(self.seed, "picture", draw.epoch, draw.picture, draw.repeat)
+            return (self.transforms[draw.resolution](image), target), draw, damaged
         return None, draw, damaged
 
 
@@ -225,7 +233,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This process's micro-batches from step `start` on, `recipe.accumulate` a step, to the end of an epoch.
 
-    One set of workers serves them all, so that none waits at the end of an epoch.
+    One set of workers serves them all, so that none waits at the end of an epoch. Without workers the global random
+    states change.
     """
     parts = recipe.accumulate * world.size
     keys = (

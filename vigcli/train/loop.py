@@ -41,6 +41,7 @@ from vigcli.train.network import prepared
 from vigcli.train.objective import Objective
 from vigcli.train.sampler import Sampler
 from vigcli.train.schedule import make_scheduler
+from vigcli.train.seeds import restored
 from vigcli.train.state import STATE_FILE, EpochRecord, remove_leftovers
 from vigcli.train.step import Done, Stepper
 
@@ -117,7 +118,7 @@ def train(
     if len(val) < world.size:
         raise ConfigError(f"{val.name}: holds fewer pictures than there are processes.", "Start fewer processes.")
     run = _Run(recipe, Path(run_dir), pictures, val, device, world, dict(provenance), on_event, on_notice, resume)
-    with _repeatable(), errors_said(recipe.batch_size), kept_by_the_process(), world.watched():
+    with _repeatable(), restored(), errors_said(recipe.batch_size), kept_by_the_process(), world.watched():
         return run.train(should_stop, min(until_epoch or recipe.epochs, recipe.epochs))
 
 

@@ -16,17 +16,21 @@ def derived_seed(*key: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest())
 
 
-@contextlib.contextmanager
-def seeded(*key: int | str) -> Iterator[None]:
-    """The CPU's global random states (Python, numpy, torch) set by the key, and restored afterwards.
+def reseed(*key: int | str) -> None:
+    """Set the CPU's global random states (Python, numpy, torch) by the key.
 
     timm's and torchvision's augmentations draw from all three, and take no generator.
     """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = derived_seed(*key)
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """After the block those states are what they were. For whole jobs: for every picture it would take too long."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:

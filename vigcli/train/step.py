@@ -22,7 +22,7 @@ from vigcli.train.data import Batch
 from vigcli.train.distributed import World
 from vigcli.train.evaluate import DivergedError
 from vigcli.train.objective import Objective
-from vigcli.train.seeds import derived_seed, seeded
+from vigcli.train.seeds import derived_seed, reseed
 from vigcli.train.state import State
 
 _LEAST_SCALE = 1.0  # below, gradients overflow fp16 as they are
@@ -91,8 +91,9 @@ class Stepper:
         x = batch.x.to(self.device, memory_format=self.format, non_blocking=True)
         target = batch.target.to(self.device, non_blocking=True)
         share = len(batch.draws) * self.world.size / num_images  # data-parallel gradients are a mean over processes
-        with self._no_exchange(micro < num_micro - 1), seeded(seed, "step", step):  # mixup draws alike in all parts
-            torch.manual_seed(derived_seed(seed, "step", step, micro, self.world.rank))  # drop path does not
+        reseed(seed, "step", step)  # mixup draws alike in all parts
+        torch.manual_seed(derived_seed(seed, "step", step, micro, self.world.rank))  # drop path does not
+        with self._no_exchange(micro < num_micro - 1):
             loss = self.objective(self.forward, x, target)
             self.state.scaler.scale(loss * share).backward()
         return loss.detach()
