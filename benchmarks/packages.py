@@ -209,13 +209,16 @@ def page(rows: dict[str, Row]) -> str:
         if row["params"] < 30 * MILLION and (row["export_cpu_s"] > EXPORT_S or row["verify_cpu_s"] > VERIFY_S)
     ]
     machines = sorted({f"{row['machine']}, {row['date']}" for row in rows.values()})
-    table = "\n".join(f"| {' | '.join(map(str, cells(name, row)))} |" for name, row in rows.items())
-    return f"""# Every variant as a package
+    from vigcli.config.archs import VARIANTS
 
-Measured by `python benchmarks/packages.py` on {"; ".join(machines)}. Seconds and milliseconds are CPU time of this
-machine, no phone's. Export has the range check on 32 pictures in it, verify an fp32 twin and 32 pictures; both have the
-start of Python and all imports. Weights are drawn, their batch norms set on noise, so dB (of the fp16 package against
-its twin, the least picture) are not those of trained weights.
+    table = "\n".join(f"| {' | '.join(map(str, cells(name, row)))} |" for name, row in rows.items())
+    return f"""# Variants as packages
+
+{len(rows)} of {len(VARIANTS)} variants, measured by `python benchmarks/packages.py` on {"; ".join(machines)}. Seconds
+and milliseconds are CPU time of this machine, no phone's; it grows where others use the cores. Export has the range
+check on 32 pictures in it, verify an fp32 twin and 32 pictures; both have the start of Python and all imports. Weights
+are drawn, their batch norms set on noise, so dB (of the fp16 package against its twin, the least picture) are not those
+of trained weights.
 
 Aimed at, below 30 M parameters: export {EXPORT_S} s, verify {VERIFY_S} s. Not kept: {", ".join(late) or "none"}.
 
