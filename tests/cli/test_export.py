@@ -38,7 +38,7 @@ runs on        iOS 17 and later
 precision      fp16; all results in range on 32 pictures
 input          image: image, 1 x 3 x 96 x 96, RGB
                resize the short side to 106 px (bicubic), centre crop 96 x 96, RGB, 0 to 255; normalization is inside
-outputs        probabilities: 1 x 10
+outputs        classLabel: the likeliest class; classLabel_probs: the probability of every class
 classes        10: kind 0, kind 1, kind 2, kind 3, kind 4, kind 5, kind 6, kind 7, kind 8, kind 9
 licence        Weights: trained on drawn; no licence is stated.
 operations     *, of which gather 0, topk 0
@@ -67,7 +67,7 @@ def test_what_was_written_is_said(vig: Vig, net: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [
-    ("--target", "ios18", "--precision", "fp32", "--input", "tensor", "--batch", "3", "--logits"), ("--features",),
+    ("--target", "ios18", "--precision", "fp32", "--input", "tensor", "--batch", "3", "--logits"), ("--features",), (),
 ], ids=" ".join)  # fmt: skip
 def test_the_package_is_what_was_asked_for(vig: Vig, net: Path, options: tuple[str, ...]) -> None:
     answer = json.loads(vig("export", str(net), *options, "--json"))

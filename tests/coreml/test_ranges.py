@@ -67,7 +67,7 @@ def test_mixed_keeps_what_overflows_and_its_readers_in_fp32(tmp_path: Path) -> N
     kinds = {info.name: info.op_type for info in program.operations}
     assert {kinds[name] for name in meta.fp32_results} == {"conv", "slice_by_index", "concat", "maximum", "sub"}
     halves = {info.name for info in program.operations if info.type and info.type.dtype == "fp16"}
-    assert len(halves) > 100
+    assert len(halves) > 90
     assert not halves & set(meta.fp32_results)
     expected = normalized(made.model, made.meta.preprocessing)(PICTURES).softmax(1)
     assert packages.relative_error(program.predict(PICTURES.float()), expected) < 5e-3

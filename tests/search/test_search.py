@@ -422,11 +422,11 @@ def test_an_unseen_gene_takes_the_choice_nearest_to_the_published_value() -> Non
 
 
 def test_an_unseen_gene_cannot_carry_the_answer_over_the_budget() -> None:
-    """K = 1 saves a fifth of a microsecond in a narrow stage; a budget that only K = 1 meets gets less network."""
-    genes = {"stages[3].reach": [1, 2], "stages[3].width": [128], "head_width": [384, 512]}
-    largest = arch_config("mobilevigv2_s").changed({"stages[3].width": 128})
+    """K = 3 has a link less than K = 2 in a narrow stage; a budget that only K = 3 meets gets less network."""
+    genes = {"stages[3].reach": [2, 3], "stages[3].width": [128], "stages[3].mixer": ["svga"], "head_width": [384, 512]}
+    largest = arch_config("mobilevigv2_s").changed({"stages[3].width": 128, "stages[3].mixer": "svga"})
     cheap, dear = (
-        describe("", config, COLUMNS).latency.ms for config in (largest.changed({"stages[3].reach": 1}), largest)
+        describe("", config, COLUMNS).latency.ms for config in (largest.changed({"stages[3].reach": 3}), largest)
     )
     assert 0 < dear - cheap < 0.005
     budget_ms = (cheap + dear) / 2

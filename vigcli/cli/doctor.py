@@ -20,10 +20,10 @@ _EXTRAS = {
     "coremltools": "export, verify, quantize",
     "matplotlib": "pictures",
     "scipy": "vig table fit",
-    "torch-pruning": "not used yet",
-    "onnxruntime": "not used yet",
-    "pymoo": "benchmarks/search.py",
-    "nni": "not used yet",
+    "torch-pruning": "vig prune",
+    "onnxruntime": "vig export --target onnx, vig table build",
+    "pymoo": "vig search --engine nsga2",
+    "nni": "vig search --engine nni",
 }
 
 

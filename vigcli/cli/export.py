@@ -106,7 +106,8 @@ def command(
     _report(answer, meta)
     if path is not None and not dry_run:
         where = "" if path.parent.parent == Path("runs") else f" --against {path}"  # those of runs/ are found by hash
-        last = f"vig run {answer['package']} PICTURE" if target == ONNX else f"vig verify {answer['package']}{where}"
+        runs = target == ONNX and not features
+        last = f"vig run {answer['package']} PICTURE" if runs else f"vig verify {answer['package']}{where}"
         click.echo(f"Next:  {last}")
 
 
@@ -149,14 +150,15 @@ def _with_file(path: Path | None, checkpoint: Any, run: Path) -> Iterator[Path]:
 
 def _ends(checkpoint: Any, meta: Any, target: str) -> dict[str, Any]:
     """What goes in and what comes out, and how it is computed."""
-    from vigcli.config.package import licence_text, preprocessing_text
+    from vigcli.config.package import LABELLED, licence_text, preprocessing_text
     from vigcli.coreml.convert import INPUT_NAME, output_shapes
 
+    has_labels = target != ONNX and meta.output == "probabilities"
     return {
         "precision": meta.precision,
         "minimum_ios": None if target == ONNX else meta.minimum_ios,
         "input": {"name": INPUT_NAME, "kind": meta.input, "shape": meta.input_shape, "channels": meta.given_channels},
-        "outputs": output_shapes(checkpoint, meta),
+        "outputs": dict.fromkeys(LABELLED, ()) if has_labels else output_shapes(checkpoint, meta),
         "preprocessing": preprocessing_text(meta),
         "license": licence_text(meta),
     }
@@ -202,6 +204,8 @@ def _written(checkpoint: Any, meta: Any, path: Path, file: Path, target: str, da
 
 def _report(answer: dict[str, Any], meta: Any) -> None:
     """What was written, or would be."""
+    from vigcli.config.package import output_texts
+
     done, onnx = "op_counts" in answer, answer["target"] == ONNX
     rows = [("package" if done else "would write", answer["package"])]
     rows += [("size", format_bytes(answer["size_bytes"]))] if done else []
@@ -210,7 +214,9 @@ def _report(answer: dict[str, Any], meta: Any) -> None:
     entry = answer["input"]
     rows += [("input", f"{entry['name']}: {entry['kind']}, {_shape(entry['shape'])}, {entry['channels']}")]
     rows += [("", answer["preprocessing"])]
-    rows += [("outputs", "; ".join(f"{name}: {_shape(shape)}" for name, shape in answer["outputs"].items()))]
+    texts = output_texts(meta, answer["outputs"])
+    outputs = (f"{name}: {_shape(shape) or texts[name]}" for name, shape in answer["outputs"].items())
+    rows += [("outputs", "; ".join(outputs))]
     if meta.output != "features":
         named = ", ".join(meta.labels[:10]) or "numbered, their names are not known"
         rows += [("classes", f"{meta.arch.num_classes}: {named}")]

@@ -133,6 +133,9 @@ def _noted(meta: CheckpointMeta, part: str, key: str) -> str:
     return str(found.get(key, "")) if isinstance(found, dict) else ""
 
 
+LABELLED = ("classLabel", "classLabel_probs")  # what a package that knows its classes gives in place of a tensor
+
+
 def output_texts(meta: PackageMeta, names: Iterable[str]) -> dict[str, str]:
     """Of every output by its name what it is."""
     size = meta.arch.resolution
