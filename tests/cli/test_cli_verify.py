@@ -20,8 +20,8 @@ from vigcli.coreml.convert import export
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.verify import MIN_INPUTS
 from vigcli.runs.provenance import sha256
-from vigcli.train.data import eval_pixels
 from vigcli.train.pictures import read_picture
+from vigcli.train.preprocess import eval_pixels
 
 pytest.importorskip("coremltools", exc_type=ImportError)
 Vig = Callable[..., str]

@@ -35,7 +35,7 @@ WRITTEN = """\
 package        there/fp16.mlpackage
 size           * kB
 runs on        iOS 17 and later
-precision      fp16; all results in range on 32 pictures
+precision      fp16; all results in range on 16 pictures
 input          image: image, 1 x 3 x 96 x 96, RGB
                resize the short side to 106 px (bicubic), centre crop 96 x 96, RGB, 0 to 255; normalization is inside
 outputs        classLabel: the likeliest class; classLabel_probs: the probability of every class
@@ -79,7 +79,7 @@ def test_the_package_is_what_was_asked_for(vig: Vig, net: Path, options: tuple[s
     assert [(f.name, f.shape) for f in program.inputs] == [(answer["input"]["name"], tuple(answer["input"]["shape"]))]
     assert {f.name: list(f.shape or ()) for f in program.outputs} == answer["outputs"]
     assert dict(program.op_counts) == answer["op_counts"]
-    assert answer["num_images"] == 32
+    assert answer["num_images"] == 16
     if "--logits" in options:
         assert (meta.precision, meta.minimum_ios, meta.input, meta.batch, meta.output) == (
             "fp32", 18, "tensor", 3, "logits",
@@ -119,7 +119,7 @@ def test_overflow_is_refused_and_leaves_nothing(vig: Vig, net: Path, tmp_path: P
     said = vig("export", "loud.safetensors", "--precision", "mixed")
     kept = package_meta("runs/0001-export/mixed.mlpackage").fp32_results
     told = f"{len(kept)} results kept in fp32, from x_1 on"
-    assert f"precision      mixed; all results in range on 32 pictures; {told}\n" in said
+    assert f"precision      mixed; all results in range on 16 pictures; {told}\n" in said
     assert kept[0] == "x_1"
 
 

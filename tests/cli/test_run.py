@@ -16,7 +16,7 @@ from vigcli.archs.checkpoint import save_checkpoint
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.convert import export
 from vigcli.coreml.interpreter import Program
-from vigcli.train.data import eval_pixels
+from vigcli.train.preprocess import eval_pixels
 
 pytest.importorskip("coremltools", exc_type=ImportError)
 Vig = Callable[..., str]

@@ -27,7 +27,7 @@ from vigcli.coreml.convert import (
 )
 from vigcli.coreml.interpreter import Program
 from vigcli.errors import ConfigError, UsageError
-from vigcli.train.data import normalize
+from vigcli.train.preprocess import normalize
 
 pytest.importorskip("coremltools", exc_type=ImportError)
 SHA = "ab" * 32
@@ -118,7 +118,7 @@ def test_the_interpreter_is_handed_rgb_whatever_the_network_wants(
     """An image input has the network's order, and CoreML sees to it; a tensor is RGB, and turned round inside."""
     preprocessing = PREPROCESSING.model_copy(update={"channels": channels})
     made = Checkpoint(checkpoint.model, checkpoint.meta.model_copy(update={"preprocessing": preprocessing}))
-    meta = export(made, SHA, tmp_path / "net.mlpackage", "fp32", input=given, output=output)
+    meta = meta_of(export(made, SHA, tmp_path / "net.mlpackage", "fp32", input=given, output=output))
     program, pixels = Program.load(tmp_path / "net.mlpackage"), tiny.pixels(1)
     (image,) = program.inputs
     assert (image.kind, image.color, image.shape) == (given, channels if given == "image" else None, (1, 3, 96, 96))
@@ -171,7 +171,7 @@ def test_the_deployed_module_is_in_evaluation_form(checkpoint: Checkpoint) -> No
 
 def test_fp16_and_another_ios(checkpoint: Checkpoint, tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in checkpoint.model.state_dict().items()}
-    meta = export(checkpoint, SHA, tmp_path / "net.mlpackage", "fp16", minimum_ios=17)
+    meta = meta_of(export(checkpoint, SHA, tmp_path / "net.mlpackage", "fp16", minimum_ios=17))
     program = Program.load(tmp_path / "net.mlpackage")
     assert meta == meta_of(program)
     assert (meta.precision, meta.minimum_ios) == ("fp16", 17)

@@ -19,7 +19,7 @@ from vigcli.config.recipe import Preprocessing
 from vigcli.coreml import onnx as target
 from vigcli.coreml.onnx import TOLERANCE, export_onnx
 from vigcli.errors import ConfigError, UnavailableError, VigError
-from vigcli.train.data import normalize
+from vigcli.train.preprocess import normalize
 
 onnx = pytest.importorskip("onnx", exc_type=ImportError)
 onnxruntime = pytest.importorskip("onnxruntime", exc_type=ImportError)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.coreml.convert import PackageMeta, export, to_program, write_program
+from vigcli.coreml.convert import PackageMeta, export, meta_of, to_program, write_program
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.ranges import FP16_MAX, MARGIN, Reach, kept_apart, reaches
 from vigcli.errors import VigError
@@ -38,7 +38,7 @@ def test_a_network_that_stays_in_range_is_exported_as_if_nobody_had_looked(tmp_p
     made = tiny.checkpoint()
     blind, mixed = tmp_path / "blind.mlpackage", tmp_path / "mixed.mlpackage"
     export(made, SHA, blind)
-    assert export(made, SHA, mixed, "mixed", images=PICTURES).fp32_results == ()
+    assert meta_of(export(made, SHA, mixed, "mixed", images=PICTURES)).fp32_results == ()
     assert Program.load(mixed).operations == Program.load(blind).operations
 
 
@@ -60,7 +60,7 @@ def test_what_comes_near_the_end_of_fp16_is_refused_too(tmp_path: Path) -> None:
 
 def test_mixed_keeps_what_overflows_and_its_readers_in_fp32(tmp_path: Path) -> None:
     made = loud(1e5)
-    meta = export(made, SHA, tmp_path / "mixed.mlpackage", "mixed", images=PICTURES)
+    meta = meta_of(export(made, SHA, tmp_path / "mixed.mlpackage", "mixed", images=PICTURES))
     program = Program.load(tmp_path / "mixed.mlpackage")
     assert PackageMeta.parse(meta.model_dump(mode="json")) == meta
     assert len(meta.fp32_results) == 14
@@ -81,7 +81,7 @@ def test_a_mixed_package_needs_pictures(tmp_path: Path) -> None:
 
 
 def test_fp32_is_always_possible(tmp_path: Path) -> None:
-    assert export(loud(1e5), SHA, tmp_path / "net.mlpackage", "fp32", images=PICTURES).fp32_results == ()
+    assert meta_of(export(loud(1e5), SHA, tmp_path / "net.mlpackage", "fp32", images=PICTURES)).fp32_results == ()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "mixed"])
@@ -99,7 +99,7 @@ def test_what_fp32_does_not_hold_is_refused(tmp_path: Path, precision: str) -> N
 def test_every_kind_of_package_is_looked_at(tmp_path: Path, output: str, batch: int) -> None:
     """Also with a number of pictures that fills no batch."""
     options: dict = {"output": output, "batch": batch, "input": "tensor"}
-    meta = export(loud(1e5), SHA, tmp_path / "net.mlpackage", "mixed", images=PICTURES, **options)
+    meta = meta_of(export(loud(1e5), SHA, tmp_path / "net.mlpackage", "mixed", images=PICTURES, **options))
     assert meta.fp32_results
     values = Program.load(tmp_path / "net.mlpackage").run({"image": PICTURES[:batch].float()}).values()
     assert all(value.isfinite().all() for value in values)

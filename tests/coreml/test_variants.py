@@ -13,7 +13,7 @@ from vigcli.archs import backbone, build, resolved
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.config.archs import VARIANTS, AnyArch
 from vigcli.config.checkpoint import CheckpointMeta
-from vigcli.coreml.convert import Deployable, export, output_shapes
+from vigcli.coreml.convert import Deployable, export, meta_of, output_shapes
 from vigcli.coreml.interpreter import Program
 
 pytest.importorskip("coremltools", exc_type=ImportError)
@@ -87,7 +87,7 @@ def test_a_network_of_timm_converts(name: str, tmp_path: Path) -> None:
 def test_a_family_gives_feature_maps(family: str, tmp_path: Path) -> None:
     config = VARIANTS[SMALLEST[family]].changed({"num_classes": 10, **DYNAMIC.get(family, {})})
     made = checkpoint(config)
-    meta = export(made, "ab" * 32, tmp_path / "net.mlpackage", output="features")
+    meta = meta_of(export(made, "ab" * 32, tmp_path / "net.mlpackage", output="features"))
     shapes = {feature.name: feature.shape for feature in Program.load(tmp_path / "net.mlpackage").outputs}
     assert shapes == output_shapes(made, meta)
     assert tuple(shapes) == tuple(f"stride{shape.stride}" for shape in config.stage_shapes() if shape.stride >= 4)

@@ -11,24 +11,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 
 from vigcli.config.recipe import Augment, Data, Preprocessing, Recipe
 from vigcli.errors import ConfigError, UnavailableError
-from vigcli.train import data as data_module
 from vigcli.train import readers
+from vigcli.train.augment import train_transform
 from vigcli.train.data import (
     Batch,
     Pictures,
     check_classes,
     eval_batches,
-    eval_pixels,
-    eval_transform,
     load_split,
-    normalize,
     open_data,
     train_batches,
-    train_transform,
 )
+from vigcli.train.preprocess import eval_pixels, normalize
 from vigcli.train.sampler import Sampler, steps_per_epoch
 from vigcli.train.seeds import reseed
 
@@ -163,19 +161,28 @@ def test_decompression_bombs_are_refused(folder: Path, monkeypatch: pytest.Monke
             pictures[0]
 
 
-@pytest.mark.parametrize(("interpolation", "channels"), [("bicubic", "RGB"), ("bilinear", "RGB"), ("bilinear", "BGR")])
-def test_pixels_normalized_are_the_evaluation_transform(folder: Path, interpolation: str, channels: str) -> None:
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(97, 64), (64, 301), (50, 50), (1, 1), (33, 5)])
+@pytest.mark.parametrize(("crop_ratio", "resolution"), [(0.875, 96), (1.0, 50), (0.9, 33)])
+def test_pixels_are_timms_bit_for_bit(
+    interpolation: str, size: tuple[int, int], crop_ratio: float, resolution: int
+) -> None:
     preprocessing = Preprocessing(
-        interpolation=interpolation, crop_ratio=0.875, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), channels=channels
+        interpolation=interpolation, crop_ratio=crop_ratio, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
     )
-    pictures = open_data(folder_data(folder), "val")
-    images = [pictures[i][0] for i in range(len(pictures))]
-    pixels = eval_pixels(images, preprocessing, 96)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    pixels = eval_pixels([image], preprocessing, resolution)
     assert pixels.dtype == torch.uint8
-    assert pixels.shape == (6, 3, 96, 96)
-    expected = torch.stack([eval_transform(preprocessing, 96)(image) for image in images])
-    assert torch.equal(normalize(pixels, preprocessing), expected)
-    batches = list(eval_batches(pictures, preprocessing, 96, batch_size=4))
+    assert pixels.shape == (1, 3, resolution, resolution)
+    named = {"interpolation": interpolation, "crop_pct": crop_ratio, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    expected = create_transform(resolution, **named)(image)
+    assert torch.equal(normalize(pixels, preprocessing)[0], expected)
+
+
+def test_batches_of_evaluation_are_its_pixels(folder: Path) -> None:
+    pictures = open_data(folder_data(folder), "val")
+    pixels = eval_pixels([pictures[i][0] for i in range(len(pictures))], PREPROCESSING, 96)
+    batches = list(eval_batches(pictures, PREPROCESSING, 96, batch_size=4))
     assert [len(labels) for _, labels in batches] == [4, 2]
     assert torch.equal(torch.cat([x for x, _ in batches]), pixels)
 
@@ -245,12 +252,12 @@ def test_steps_of_small_sets() -> None:
 
 
 def test_training_transform_without_chance_shows_the_whole_picture() -> None:
-    transform = data_module.train_transform(Augment(scale=(1.0, 1.0), horizontal_flip=0.0), PREPROCESSING, 32)
+    transform = train_transform(Augment(scale=(1.0, 1.0), horizontal_flip=0.0), PREPROCESSING, 32)
     assert transform(Image.new("RGB", (64, 64), (255, 0, 0))).shape == (3, 32, 32)
 
 
 def test_the_strongest_posterize_is_black() -> None:
-    transform = data_module.train_transform(Augment(rand_augment="rand-m10-inc1"), PREPROCESSING, 32)
+    transform = train_transform(Augment(rand_augment="rand-m10-inc1"), PREPROCESSING, 32)
     (randaugment,) = (part for part in transform.transforms if hasattr(part, "ops"))
     (operation,) = (operation for operation in randaugment.ops if operation.name == "PosterizeIncreasing")
     operation.prob = 1.0

@@ -17,8 +17,8 @@ from vigcli.config.load import get_path
 from vigcli.config.recipe import load_recipe
 from vigcli.config.recipe_file import read_header, whole_text
 from vigcli.paths import builtin_folder, builtin_names
+from vigcli.train.augment import train_transform
 from vigcli.train.check import check
-from vigcli.train.data import train_transform
 from vigcli.train.schedule import make_optimizer, plan
 
 NAMES = builtin_names("recipe")

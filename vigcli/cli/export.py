@@ -16,7 +16,7 @@ from vigcli.errors import UsageError
 from vigcli.units import format_bytes
 
 ONNX = "onnx"
-CHECKED = 32  # pictures on which ranges are looked at
+CHECKED = 16  # pictures on which ranges are looked at
 DRAWN = "Its weights are DRAWN AT RANDOM, not trained: good for timing alone. They are of no scale: fp16 may overflow."
 
 
@@ -167,8 +167,7 @@ def _ends(checkpoint: Any, meta: Any, target: str) -> dict[str, Any]:
 def _written(checkpoint: Any, meta: Any, path: Path, file: Path, target: str, data_root: str | None) -> dict[str, Any]:
     """Write the file, and tell what is known of it only then."""
     from vigcli.config.recipe import Data
-    from vigcli.coreml.convert import export
-    from vigcli.coreml.interpreter import Program
+    from vigcli.coreml.convert import export, meta_of
     from vigcli.coreml.lint import lint, summary
     from vigcli.coreml.onnx import export_onnx
     from vigcli.files import bytes_on_disk
@@ -188,8 +187,8 @@ def _written(checkpoint: Any, meta: Any, path: Path, file: Path, target: str, da
             found = {"relative_error": error}
         else:
             options |= {"input": meta.input, "images": images if is_checked else None}
-            meta = export(checkpoint, digest, file, meta.precision, meta.minimum_ios, **options)
-            program = Program.load(file)
+            program = export(checkpoint, digest, file, meta.precision, meta.minimum_ios, **options)
+            meta = meta_of(program)
             found, counts = {"fp32_results": list(meta.fp32_results)}, program.op_counts
             found["lint"] = dict(summary(lint(program)))
     write_run_file(file.parent, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))

@@ -68,11 +68,11 @@ def _answers(runner: Runner, files: Sequence[Path], top: int) -> Iterator[tuple[
     """The likeliest classes of every picture in turn, or the error of one that cannot be read."""
     import torch
 
-    from vigcli.train.data import eval_transform
     from vigcli.train.evaluate import scores_of
     from vigcli.train.pictures import read_picture
+    from vigcli.train.preprocess import eval_transform
 
-    transform = eval_transform(runner.preprocessing, runner.resolution, normalize=False)
+    transform = eval_transform(runner.preprocessing, runner.resolution)
 
     def pixels_of(file: Path) -> Any:
         try:

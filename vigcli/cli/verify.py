@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vigcli.archs.checkpoint import Checkpoint
     from vigcli.config.package import PackageMeta
     from vigcli.coreml.graphs import Divergence
+    from vigcli.coreml.interpreter import Program
 
     Verdict = tuple[dict[str, Any], list[tuple[str, str]], Divergence | None]  # figures, what to print, what is wrong
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     type=click.Path(),
     help="A picture or a folder of them; embedded ones fill up. Default: those alone.",
 )
-@click.option("--inputs", type=Integer(32), default=32, show_default=True, help="Pictures to run, at least.")
+@click.option("--inputs", type=Integer(16), default=16, show_default=True, help="Pictures to run, at least.")
 @output_option
 @json_option
 def command(
@@ -64,14 +65,14 @@ def command(
 
     package = picked_package(package_name)
     verified = _verify_onnx if package.suffix == ".onnx" else _verify_package
-    meta = _meta_of(package)
+    opened, meta = _opened(package)
     path = checkpoint_of(package, meta.checkpoint_sha256, checkpoint_name)
     say(f"Taking {package} and {path}.")
     pixels, names = _pictures(image_names, inputs, meta)
     paths = {"package": str(package), "checkpoint": str(path)}
     with new_run("verify", output) as run:
         record = provenance(sys.argv, 0, meta.model_dump_json(), [meta.checkpoint_sha256])
-        answer, lines, divergence = verified(run, load_checkpoint(path), pixels, names, paths, record)
+        answer, lines, divergence = verified(run, opened, load_checkpoint(path), pixels, names, paths, record)
         write_run_file(run, record)
     if as_json:
         emit_json({**paths, "run": str(run), **answer})
@@ -84,37 +85,51 @@ def command(
         raise VigError(what, _hint(divergence, run))
 
 
-def _meta_of(package: Path) -> PackageMeta:
-    """What the file says of itself."""
+def _opened(package: Path) -> tuple[Any, PackageMeta]:
+    """What is verified, and what it says of itself."""
     if package.suffix == ".onnx":
         from vigcli.coreml.verify_onnx import load_onnx
 
-        return load_onnx(package)[1]
-    from vigcli.coreml.convert import package_meta
+        return package, load_onnx(package)[1]
+    from vigcli.coreml.convert import meta_of
+    from vigcli.coreml.interpreter import Program
 
-    return package_meta(package)
+    program = Program.load(package)
+    return program, meta_of(program)
 
 
 def _verify_package(
-    run: Path, checkpoint: Checkpoint, pixels: Tensor, names: list[str], paths: dict[str, str], record: dict[str, Any]
+    run: Path,
+    program: Program,
+    checkpoint: Checkpoint,
+    pixels: Tensor,
+    names: list[str],
+    paths: dict[str, str],
+    record: dict[str, Any],
 ) -> Verdict:
     from vigcli.coreml.verify import verify
     from vigcli.coreml.verify_report import lines, summary, write_report
 
     with progress() as advance:
-        report = verify(paths["package"], checkpoint, pixels, advance)
+        report = verify(program, checkpoint, pixels, advance)
     write_report(run, report, names, paths, record)
     return summary(report), lines(report), report.divergence
 
 
 def _verify_onnx(
-    run: Path, checkpoint: Checkpoint, pixels: Tensor, names: list[str], paths: dict[str, str], record: dict[str, Any]
+    run: Path,
+    file: Path,
+    checkpoint: Checkpoint,
+    pixels: Tensor,
+    names: list[str],
+    paths: dict[str, str],
+    record: dict[str, Any],
 ) -> Verdict:
     from vigcli.coreml.verify_onnx import lines, summary, verify_onnx
     from vigcli.files import write_json
 
     with progress() as advance:
-        report = verify_onnx(paths["package"], checkpoint, pixels, advance)
+        report = verify_onnx(file, checkpoint, pixels, advance)
     inputs = [{"name": name, "relative_error": error} for name, error in zip(names, report.errors, strict=False)]
     write_json(run / "verify.json", {**paths, **summary(report), "inputs": inputs})
     return summary(report), lines(report), report.divergence
@@ -133,8 +148,9 @@ def _pictures(names: Sequence[str], count: int, meta: Any) -> tuple[Tensor, list
     import torch
 
     from vigcli.config.recipe import Data
-    from vigcli.train.data import eval_pixels, open_data, spread
+    from vigcli.train.data import open_data, spread
     from vigcli.train.pictures import picture_files, read_picture
+    from vigcli.train.preprocess import eval_pixels
 
     files = picture_files(names)
     images = [read_picture(file, str(file)) for file in files]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.coreml.apple import coremltools
-from vigcli.coreml.convert import PackageMeta, export, quiet, save_package
+from vigcli.coreml.convert import PackageMeta, export, meta_of, quiet, save_package
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.ranges import FP16_MAX, MARGIN, reaches
 from vigcli.errors import ConfigError, VigError
@@ -49,8 +49,8 @@ def quantize_int8(
     with tempfile.TemporaryDirectory(prefix="vig-fp16-") as folder:
         source = Path(folder) / "fp16.mlpackage"
         on_progress("converting", 0, 1)
-        meta = export(checkpoint, checkpoint_sha256, source, "fp16", minimum_ios)
-        program = Program.load(source)
+        program = export(checkpoint, checkpoint_sha256, source, "fp16", minimum_ios)
+        meta = meta_of(program)
         if "topk" in program.op_counts:  # for iOS 17 coremltools adds to the indices, and would quantize the sum
             raise ConfigError("a graph of nearest neighbours cannot be quantized to int8.", "Export it: vig export.")
         ranges = activation_ranges(program, pixels, on_progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -100,8 +99,7 @@ def preprocessing_text(meta: PackageMeta) -> str:
 
 def crop_text(preprocessing: Preprocessing, resolution: int) -> str:
     """How a picture becomes a square."""
-    side = math.floor(resolution / preprocessing.crop_ratio)  # as timm does it
-    way = preprocessing.interpolation
+    side, way = preprocessing.short_side(resolution), preprocessing.interpolation
     return f"resize the short side to {side} px ({way}), centre crop {resolution} x {resolution}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,11 +32,15 @@ class Preprocessing(Strict):
         channels: the order in which the network's first layer wants them.
     """
 
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    crop_ratio: Annotated[float, Field(ge=0.1, le=1)] = 0.9
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     channels: Channels = "RGB"
+
+    def short_side(self, resolution: int) -> int:
+        """Pixels of the shorter side of a resized picture, of which the centre is cropped; rounded as timm does."""
+        return math.floor(resolution / self.crop_ratio)
 
 
 _SLD = Preprocessing()  # ImageNet mean and deviation, crop 0.9, bicubic

@@ -20,8 +20,8 @@ def coremltools() -> ModuleType:
     level = logger.level
     # It logs 'Failed to load ...' once for every library that exists on a Mac only, and the versions it has not tested.
     logger.setLevel(logging.CRITICAL)
-    # It imports scikit-learn, an eighth of an export, for conversions that are not ours; a None makes that fail.
-    hidden = {name: None for name in ("sklearn",) if name not in sys.modules}
+    # It imports what conversions that are not ours need, a fifth of an export; a None makes that fail.
+    hidden = {name: None for name in ("sklearn", "torchvision") if name not in sys.modules}
     sys.modules.update(hidden)  # type: ignore[arg-type]
     try:
         with warnings.catch_warnings():

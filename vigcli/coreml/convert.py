@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import io
 import json
 import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -102,8 +102,8 @@ def export(
     batch: int = 1,
     images: Tensor | None = None,
     on_progress: Progress = lambda what, done, total: None,
-) -> PackageMeta:
-    """Write the package of a checkpoint, whole or not at all, and return what it says of itself.
+) -> Program:
+    """Write the package of a checkpoint, whole or not at all, and read it back.
 
     Args:
         images: (N, 3, R, R) uint8 RGB pictures on which no result may leave the range of its precision. `mixed` needs
@@ -118,32 +118,35 @@ def export(
     if images is None:
         if precision == "mixed":
             raise ValueError("without pictures nothing tells what a mixed package keeps in fp32")
-        save_package(_convert(module, meta), meta, path)
+        with replacing(path) as temporary:
+            program = _saved(_convert(module, meta), meta, temporary)
     else:
-        model, meta = _within_range(module, meta, images, on_progress)
-        save_package(model, meta, path)
-    return meta
+        with replacing(path) as temporary:
+            program = _within_range(module, meta, images, temporary, on_progress)
+    return dataclasses.replace(program, path=Path(path))
 
 
-def _within_range(
-    module: Deployable, meta: PackageMeta, images: Tensor, on_progress: Progress
-) -> tuple[Any, PackageMeta]:
-    """A program that holds all its results on the pictures, and what it says of itself."""
+def _within_range(module: Deployable, meta: PackageMeta, images: Tensor, path: Path, on_progress: Progress) -> Program:
+    """The package that is written at `path`, which holds all its results on the pictures."""
     blocks = list(meta.arch.named_blocks()) if meta.arch.family in FAMILIES else []
     kept: set[str] = set()
     while True:
         on_progress("converting", 0, 1)
         model = _convert(module, meta, kept)
-        with tempfile.TemporaryDirectory(prefix="vig-range-") as folder:
-            write_program(model, Path(folder) / "net.mlpackage")
-            program = Program.load(Path(folder) / "net.mlpackage")
-            found = reaches(program, images, on_progress=functools.partial(on_progress, "ranges"))
+        program = _saved(model, meta, path)
+        found = reaches(program, images, on_progress=functools.partial(on_progress, "ranges"))
         check_finite(program, found, blocks)
         over = {reach.info.name for reach in found if reach.overflows}
         if meta.precision != "mixed" or not over - kept:
             check_half(program, found, len(images), blocks, meta.precision)
-            return model, meta.model_copy(update={"fp32_results": kept_in_fp32(program, meta.precision)})
+            in_fp32 = kept_in_fp32(program, meta.precision)
+            return _saved(model, meta.model_copy(update={"fp32_results": in_fp32}), path) if in_fp32 else program
         kept |= over
+
+
+def _saved(model: Any, meta: PackageMeta, path: Path) -> Program:
+    save_package(model, meta, path)
+    return Program.load(path)
 
 
 def deployable(checkpoint: Checkpoint, meta: PackageMeta) -> Deployable:

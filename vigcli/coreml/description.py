@@ -11,7 +11,7 @@ from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.package import PackageMeta, class_labels
 from vigcli.coreml.graphs import Divergence
 from vigcli.coreml.interpreter import Program
-from vigcli.coreml.package import Feature, PackageFiles, read_package
+from vigcli.coreml.package import Feature
 
 PREPROCESSING_KEY = "preprocessing"
 FORMATS = {16: (7, "CoreML6"), 17: (8, "CoreML7"), 18: (9, "CoreML8")}  # of a file, and of its operations
@@ -32,7 +32,7 @@ def compare_descriptions(
         or _labels_apart(shipped, checkpoint)
         or metadata_apart(checkpoint, meta)
         or _texts_apart(twin, shipped)
-        or _format_apart(read_package(shipped.path), meta)
+        or _format_apart(shipped, meta)
     )
 
 
@@ -75,9 +75,9 @@ def _texts_apart(twin: Program, shipped: Program) -> Divergence | None:
     return None if due == given else Divergence("metadata", PREPROCESSING_KEY, f"is '{given}', not '{due}'")
 
 
-def _format_apart(files: PackageFiles, meta: PackageMeta) -> Divergence | None:
-    found = {"specification version": files.model.specification_version, "opset": files.function.opset}
-    for (name, given), due in zip(found.items(), FORMATS[meta.minimum_ios], strict=True):
+def _format_apart(shipped: Program, meta: PackageMeta) -> Divergence | None:
+    names = ("specification version", "opset")
+    for name, given, due in zip(names, shipped.format, FORMATS[meta.minimum_ios], strict=True):
         if given != due:
             return Divergence("metadata", name, f"is {given}; that of iOS {meta.minimum_ios} is {due}")
     return None

@@ -51,6 +51,7 @@ class Program:
 
     Attributes:
         op_counts: how often each operation occurs, constants apart.
+        format: the specification version of the file and the opset of its operations.
         constants: what steps look up by name.
         batch_size: how many images `predict` runs together: those that the package takes at once; where it takes one,
             more, as long as that is the same as one by one.
@@ -60,6 +61,7 @@ class Program:
     inputs: list[Feature]
     outputs: list[Feature]
     metadata: dict[str, str]
+    format: tuple[int, str]
     op_counts: Counter[str]
     steps: list[Step]
     constants: dict[str, Any] = field(repr=False)
@@ -74,7 +76,10 @@ class Program:
         metadata = texts_of(files.description.metadata)
         own = _own_batch(steps.inputs)
         size = own if own > 1 else _batch_size(steps.steps, steps.types)
-        return cls(path, steps.inputs, steps.outputs, metadata, steps.counts, steps.steps, steps.constants, size)
+        format = (files.model.specification_version, files.function.opset)
+        return cls(
+            path, steps.inputs, steps.outputs, metadata, format, steps.counts, steps.steps, steps.constants, size
+        )  # fmt: skip
 
     @property
     def operations(self) -> list[OpInfo]:

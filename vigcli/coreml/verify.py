@@ -37,7 +37,7 @@ from vigcli.errors import ConfigError
 
 MIN_SNR_DB = {"fp32": 90.0, "fp16": 35.0, "mixed": 35.0, "int8": 35.0}  # int8: against the simulation
 MARGIN_RATIO = 0.02  # of the range of the scores, above which the first class may not change
-MIN_INPUTS = 32
+MIN_INPUTS = 16
 TWIN_INPUTS = 8  # of them through the checkpoint, in double precision
 CAVEAT = "Run by vig's interpreter in torch; not Apple's runtime, with which it has never been compared."
 OVERFLOW = "its numbers leave the range of fp16, which ends at 65504"
@@ -102,7 +102,7 @@ class VerifyReport:
 
 
 def verify(
-    package: Path | str,
+    program: Program,
     checkpoint: Checkpoint,
     pixels: Tensor,
     on_progress: Progress = lambda what, done, total: None,
@@ -110,7 +110,7 @@ def verify(
     """Hold a package to the checkpoint that it was made from.
 
     Args:
-        pixels: (N, 3, R, R) RGB in 0 ... 255, at least 32 of them.
+        pixels: (N, 3, R, R) RGB in 0 ... 255, at least `MIN_INPUTS` of them.
 
     Raises ConfigError for a package that is not ours, and for too few pictures or such of another size than the
     checkpoint's. What differs is told by the report.
@@ -119,7 +119,6 @@ def verify(
         raise ConfigError(f"{len(pixels)} inputs are too few to verify with.", f"Give at least {MIN_INPUTS}.")
     if (size := checkpoint.meta.arch.resolution) != pixels.shape[-1]:
         raise ConfigError(f"the pictures are {pixels.shape[-1]} px, the checkpoint's network takes {size} px.")
-    program = Program.load(package)
     on_progress("converting the fp32 twin", 0, 1)
     return hold(program, twin_of(checkpoint, meta_of(program)), checkpoint, pixels, on_progress)
 
@@ -175,12 +174,10 @@ def _run(noise: Noise, exact: Exact, pixels: Tensor, meta: PackageMeta, on_progr
 def twin_of(checkpoint: Checkpoint, meta: PackageMeta) -> Program:
     """The fp32 package that a checkpoint makes with the options of another package."""
     with tempfile.TemporaryDirectory(prefix="vig-twin-") as folder:
-        path = Path(folder) / "twin.mlpackage"
-        export(
-            checkpoint, meta.checkpoint_sha256, path, "fp32", meta.minimum_ios,
+        return export(
+            checkpoint, meta.checkpoint_sha256, Path(folder) / "twin.mlpackage", "fp32", meta.minimum_ios,
             input=meta.input, output=meta.output, batch=meta.batch,
         )  # fmt: skip
-        return Program.load(path)
 
 
 def _filled(pixels: Tensor, size: int) -> tuple[Tensor, int]:

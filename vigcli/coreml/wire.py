@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from vigcli.coreml.garbage import uncollected
+
 M = TypeVar("M")
 
 Int32 = Annotated[int, "int32"]
@@ -39,7 +41,8 @@ def at(number: int, union: str = "") -> Any:
 
 def read(kind: type[M], content: bytes) -> M:
     """The message of a kind, a dataclass whose fields are declared by `at`. Raises WireError."""
-    return _read(kind, content, 0, len(content), 0)
+    with uncollected():
+        return _read(kind, content, 0, len(content), 0)
 
 
 def field_numbers(content: bytes) -> list[int]:

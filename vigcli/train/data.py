@@ -9,32 +9,26 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
-from timm.data import create_transform
-from timm.data.auto_augment import RandAugment, posterize
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from vigcli.config.recipe import Augment, Data, Preprocessing, Recipe
+from vigcli.config.recipe import Data, Preprocessing, Recipe
 from vigcli.errors import ConfigError
 from vigcli.train.distributed import ALONE, World
+from vigcli.train.preprocess import Transform, eval_transform
 from vigcli.train.readers import EMBEDDED, Pictures, open_data, spread
 from vigcli.train.sampler import Draw, Sampler, part_of
 from vigcli.train.seeds import reseed
 
 __all__ = [
-    "EMBEDDED", "Batch", "Batches", "Damaged", "Pictures", "check_classes", "eval_batches", "eval_pixels",
-    "eval_transform", "load_split", "normalize", "num_workers", "open_data", "spread", "train_batches",
-    "train_transform",
+    "EMBEDDED", "Batch", "Batches", "Damaged", "Pictures", "check_classes", "eval_batches", "load_split", "num_workers",
+    "open_data", "spread", "train_batches",
 ]  # fmt: skip
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-Transform = Callable[[Any], Tensor]
 
 
 def check_classes(pictures: Pictures, num_classes: int, labels: Sequence[str] = ()) -> None:
@@ -63,82 +57,6 @@ def num_workers(data: Data, world_size: int = 1) -> int:
         what = f"data.workers: {data.workers}{each} are more than this machine's {cores} cores."
         raise ConfigError(what, f"--set data.workers={cores // world_size}, or leave it out.")
     return data.workers
-
-
-# ---------------------------------------------------------------------------------------------------- transforms
-
-
-def eval_transform(preprocessing: Preprocessing, resolution: int, normalize: bool = True) -> Transform:
-    """Picture -> (3, R, R): resized, cropped, normalized, in the network's order; uint8 RGB without `normalize`."""
-    transform = create_transform(
-        resolution,
-        crop_pct=preprocessing.crop_ratio,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        normalize=normalize,
-    )
-    return _in_order(transform, preprocessing) if normalize else transform
-
-
-def train_transform(augment: Augment, preprocessing: Preprocessing, resolution: int) -> Transform:
-    """Picture -> (3, R, R), augmented at random and normalized. timm leaves colour jitter out beside RandAugment."""
-    transform = create_transform(
-        resolution,
-        is_training=True,
-        scale=augment.scale,
-        hflip=augment.horizontal_flip,
-        color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]
-        auto_augment=augment.rand_augment,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,  # the colour that RandAugment fills with
-        normalize=False,  # timm's takes more copies
-    )
-    for part in transform.transforms:
-        for operation in part.ops if isinstance(part, RandAugment) else ():
-            if operation.aug_fn is posterize:
-                operation.aug_fn = _posterize
-    transform.transforms.append(normalizer(preprocessing))
-    if augment.erase:
-        transform.transforms.append(RandomErasing(augment.erase, mode="pixel", device="cpu"))
-    return transform
-
-
-def _in_order(transform: Any, preprocessing: Preprocessing) -> Transform:
-    if preprocessing.channels == "BGR":
-        transform.transforms.append(_reversed)
-    return transform
-
-
-def _reversed(x: Tensor) -> Tensor:
-    return x.flip(-3)
-
-
-def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
-    """timm's, for 0 bits too: its strongest magnitude asks for them, and newer versions of Pillow refuse."""
-    return posterize(image, bits, **options) if bits else Image.new(image.mode, image.size)
-
-
-def eval_pixels(images: Sequence[Image.Image], preprocessing: Preprocessing, resolution: int) -> Tensor:
-    """Pictures as uint8 (B, 3, R, R) before normalization: what an exported package takes."""
-    transform = eval_transform(preprocessing, resolution, normalize=False)
-    return torch.stack([transform(image) for image in images])
-
-
-def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 RGB (B, 3, R, R) as the network's float input, bit for bit what `eval_transform` gives."""
-    return normalizer(preprocessing, pixels.device)(pixels)
-
-
-def normalizer(preprocessing: Preprocessing, device: torch.device | str = "cpu") -> Transform:
-    """The function that does it, for pixels ([B,] 3, R, R) on a device; it can be sent to another process."""
-    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
-    return partial(_normalized, mean=mean, std=std, is_bgr=preprocessing.channels == "BGR")
-
-
-def _normalized(pixels: Tensor, mean: Tensor, std: Tensor, is_bgr: bool) -> Tensor:
-    x = pixels.float().div_(255).sub_(mean).div_(std)
-    return _reversed(x) if is_bgr else x
 
 
 # ---------------------------------------------------------------------------------------------------- batches
@@ -185,6 +103,8 @@ class _Augmented(Dataset[Any]):
     """Draw -> ((3, R, R), class), and the damaged pictures in whose place the next one that can be read was taken."""
 
     def __init__(self, pictures: Pictures, recipe: Recipe):
+        from vigcli.train.augment import train_transform  # with timm, whose import takes seconds
+
         self.pictures, self.seed, self.tries = pictures, recipe.seed, min(recipe.data.max_corrupt + 1, len(pictures))
         self.transforms = {
             resolution: train_transform(recipe.augment, recipe.preprocessing, resolution)
@@ -268,7 +188,7 @@ def eval_batches(
     order = spread(len(pictures), limit)
     order = order[len(order) * world.rank // world.size : len(order) * (world.rank + 1) // world.size]
     keys = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    dataset = _Evaluated(pictures, eval_transform(preprocessing, resolution, normalize=False))
+    dataset = _Evaluated(pictures, eval_transform(preprocessing, resolution))
     for batch, _ in _load(dataset, keys, min(workers, len(keys)), damaged or Damaged(0)):
         if batch is not None:
             yield batch

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from vigcli.config.recipe import Preprocessing
 from vigcli.errors import ConfigError, VigError
 from vigcli.nn.heads import mean_of_heads
-from vigcli.train.data import normalize
 from vigcli.train.intervals import Right, wilson_percent
+from vigcli.train.preprocess import normalize
 
 Predict = Callable[[Tensor], Tensor]
 """uint8 pixels (B, 3, R, R) -> (B, num_classes) logits or probabilities."""
