@@ -14,7 +14,7 @@ def uncollected() -> Iterator[None]:
     collected = gc.isenabled()
     gc.disable()
     try:
-        with mock.patch.object(gc, "collect", lambda: 0):
+        with mock.patch.object(gc, "collect", return_value=0):
             yield
     finally:
         if collected:
