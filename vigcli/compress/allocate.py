@@ -7,6 +7,7 @@ What a network costs is milliseconds of a latency table, MACs or parameters; how
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,12 +33,14 @@ class Cost:
 
     Attributes:
         of_block: what a block adds.
-        fixed: what belongs to no block.
         text: a cost as a user reads it.
+        option: what asks for a cost, given that of the whole network.
+        fixed: what belongs to no block.
     """
 
     of_block: Callable[[Block], float]
     text: Callable[[float], str]
+    option: Callable[[float, float], str]
     fixed: float = 0.0
 
     def of(self, network: Profile) -> float:
@@ -49,12 +52,26 @@ def latency_cost(table: LatencyTable) -> Cost:
     """Milliseconds on the device of a table."""
     return Cost(
         lambda block: table.block_ms(block.signature, block.trace).ms,
-        lambda ms: f"{ms:.3g} ms", float(table.network_ms(0.0)),
-    )  # fmt: skip
+        lambda ms: f"{ms:.4g} ms",
+        lambda ms, whole: f"--budget {_rounded_up(ms)}ms",
+        float(table.network_ms(0.0)),
+    )
 
 
-MACS = Cost(lambda block: block.trace.macs, lambda macs: f"{format_count(macs)} MACs")
-PARAMS = Cost(lambda block: block.params, lambda params: f"{format_count(params)} parameters")
+MACS = Cost(
+    lambda block: block.trace.macs,
+    lambda macs: f"{format_count(macs)} MACs",
+    lambda macs, whole: f"--macs {_rounded_up(macs / whole)}",
+)
+PARAMS = Cost(
+    lambda block: block.params,
+    lambda params: f"{format_count(params)} parameters",
+    lambda params, whole: f"--params {_rounded_up(params / whole)}",
+)
+
+
+def _rounded_up(value: float) -> str:
+    return f"{math.ceil(1e4 * value) / 1e4:g}"
 
 
 class Allocation(NamedTuple):
@@ -72,32 +89,35 @@ def allocate(
     Raises InfeasibleError with the smallest cost where no widths meet the limit, NotMeasurableError for a table that
     does not know the price of pruned blocks.
     """
-    found = known or Widths(pruner)
+    known = known or Widths(pruner)
     steps = {group.name: _steps(group.widths) for group in pruner.groups}
     lost = {group.name: len(group.layers) * lost_importance(importance[group.name]) for group in pruner.groups}
+    best: Allocation | None = None
     aimed = limit
     for _ in range(_TRIES):
-        search = _Search(found, steps, lost, cost)
+        search = _Search(known, steps, lost, cost)
         search.cut_to(aimed)
         search.fill_to(aimed)
         exact = cost.of(profile(pruner.config(search.kept)))
-        if search.cost > aimed:  # nothing is left to cut
-            break
-        if limit * (1 - TOLERANCE / 4) < exact <= limit or abs(exact - search.cost) < 1e-6 * limit:
+        if exact <= limit and (best is None or exact > best.cost):
+            best = Allocation(search.kept, exact)
+        is_told = abs(exact - search.cost) < 1e-6 * limit
+        if search.cost > aimed or limit * (1 - TOLERANCE / 4) < exact <= limit or (is_told and aimed <= limit):
             break
         aimed *= limit / exact * (1 - 1e-9)
-    if exact > limit:
-        what = f"a budget of {cost.text(limit)} is below what pruning reaches: {cost.text(exact)}"
-        raise InfeasibleError(f"{what}.", f"Take {cost.text(exact)} or more, or another network.")
-    return Allocation(search.kept, exact)
+    if best is None:
+        least = min(exact, cost.of(profile(pruner.config({name: widths[-1] for name, widths in steps.items()}))))
+        what = f"a budget of {cost.text(limit)} is below what pruning reaches: {cost.text(least)}"
+        raise InfeasibleError(f"{what}.", f"The least is {cost.option(least, cost.of(known.profile))}.")
+    return best
 
 
 def lost_importance(scores: Tensor) -> Array:
     """What a layer loses with the least important units of a group: (num_units + 1,), by how many leave.
 
     The logarithm of the whole over what stays: it adds up where both sides of a layer lose channels, half of a group
-    costs as much in each, whatever the scale of its weights, and the last unit is beyond price. It is the sum of what
-    LAMP (arXiv:2010.07611, Eq. 3) scores the units with, in the limit of small ones.
+    costs as much in each, whatever the scale of its weights, and the last unit is beyond price. It is what the
+    scores of LAMP (arXiv:2010.07611) add up to where each unit is a small part of the whole.
     """
     ordered = np.sort(scores.double().cpu().numpy())
     total = max(float(ordered.sum()), 1e-300)
