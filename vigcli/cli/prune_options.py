@@ -75,7 +75,8 @@ def asked_for(
 
     path = picked_checkpoint(checkpoint_name)
     checkpoint = load_checkpoint(path)
-    say(f"Taking {named(path, checkpoint.meta)}.")
+    drawn = "; its weights were drawn, not trained" if checkpoint.meta.is_drawn else ""
+    say(f"Taking {named(path, checkpoint.meta)}{drawn}.")
     table = load_table(table_name)
     before = profile(checkpoint.meta.arch)
     share = macs if macs is not None else params

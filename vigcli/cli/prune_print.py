@@ -70,7 +70,11 @@ def print_figures(asked: Asked, answer: dict[str, Any], measured: Measured | Non
         texts = [f"{x.top1_percent:.1f} ({a:.1f} to {b:.1f})" for x, (a, b) in zip(measured, ends, strict=True)]
         rows.append((f"top-1 % of {measured[0].num_images}, measured", *texts))
     assert asked.limit is not None
-    table(("", "before", "after"), rows, title=f"{asked.path}, to {asked.cost.text(asked.limit)} by {asked.criterion}")
+    table(
+        ("", "before", "after"),
+        rows,
+        title=f"{asked.path}, pruned to {asked.cost.text(asked.limit)} by {asked.criterion}",
+    )
     if measured is not None:
         from vigcli.train.intervals import Difference
 
@@ -88,8 +92,9 @@ def _price_text(price: dict[str, Any] | None) -> str:
 
 def print_groups(groups: dict[str, list[int]]) -> None:
     """The groups that lost the greatest share."""
-    changed = sorted((after / before, name) for name, (before, after) in groups.items() if after < before)
-    rows = [(name, *groups[name], f"{100 * share:.0f}") for share, name in changed[:SHOWN]]
+    shares = {name: after / before for name, (before, after) in groups.items() if after < before}
+    changed = sorted(shares, key=lambda name: shares[name])  # of equals the first in the network comes first
+    rows = [(name, *groups[name], f"{100 * shares[name]:.0f}") for name in changed[:SHOWN]]
     click.echo()
     table(("channels of", "before", "after", "% kept"), rows)
     more = f"{len(changed) - SHOWN} more lost channels, " if len(changed) > SHOWN else ""
