@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vigcli.config.archs import ArchConfig, BlockSpec
 from vigcli.errors import ConfigError
+from vigcli.nn.widths import shrink
 from vigcli.registry import FAMILIES, resolve
 
 
@@ -76,6 +77,16 @@ def check_images(config: ArchConfig, x: Tensor) -> None:
 
 
 def block_module(family: str, spec: BlockSpec) -> nn.Module:
-    """The module of one block."""
+    """The module of one block. Raises ConfigError where it has no tensors of its `pruned` shapes."""
     blocks: dict[str, Any] = resolve(FAMILIES[family].blocks)
-    return blocks[spec.kind](spec.in_shape, **dict(spec.options), **dict(spec.training))
+    block = blocks[spec.kind](spec.in_shape, **dict(spec.options), **dict(spec.training))
+    shrink(block, dict(spec.pruned))
+    return block
+
+
+def entering_shape(block: nn.Module, spec: BlockSpec) -> tuple[int, int, int]:
+    """(C, H, W) that enters a block: `spec.in_shape`, with fewer channels where those before it are pruned."""
+    if not spec.pruned:
+        return spec.in_shape
+    first = next(layer for layer in block.modules() if isinstance(layer, nn.Conv2d))
+    return (first.in_channels, *spec.in_shape[1:])
