@@ -51,7 +51,10 @@ class Features(nn.Module):
         shapes = network.config.stage_shapes()
         self._given = [shape.stride >= 4 for shape in shapes]
         self.strides = tuple(shape.stride for shape in shapes if shape.stride >= 4)
-        self.widths = tuple(shape.width for shape in shapes if shape.stride >= 4)
+        rest = [(*self.stages[i + 1 :], network.head) for i in range(len(shapes))]  # what reads the map of a stage
+        self.widths = tuple(
+            entering_chans(*reads) for reads, shape in zip(rest, shapes, strict=True) if shape.stride >= 4
+        )
         self.names = tuple(f"stride{stride}" for stride in self.strides)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -84,9 +87,6 @@ def block_module(family: str, spec: BlockSpec) -> nn.Module:
     return block
 
 
-def entering_shape(block: nn.Module, spec: BlockSpec) -> tuple[int, int, int]:
-    """(C, H, W) that enters a block: `spec.in_shape`, with fewer channels where those before it are pruned."""
-    if not spec.pruned:
-        return spec.in_shape
-    first = next(layer for layer in block.modules() if isinstance(layer, nn.Conv2d))
-    return (first.in_channels, *spec.in_shape[1:])
+def entering_chans(*modules: nn.Module) -> int:
+    """Channels that enter the first of modules which run one after another: those of their first convolution."""
+    return next(layer.in_channels for m in modules for layer in m.modules() if isinstance(layer, nn.Conv2d))

@@ -6,6 +6,7 @@ worth and which of them are removed is the matter of `importance.py` and `groups
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,43 +19,45 @@ from vigcli.compress.forms import interleaved, traceable
 from vigcli.errors import ConfigError, UnavailableError
 from vigcli.nn.cluster import GroupedLinear
 
+HINT = "Torch-Pruning cannot prune this network: take another."
+
 
 class Place(NamedTuple):
     """One channel on one side of a layer, or of a bare parameter along its `dim`."""
 
     layer: str
     side: str  # `out`, `in`, or `both` where channels leave as they enter
-    index: int
+    channel: int
     dim: int = 0
 
 
-def coupled_channels(model: nn.Module, image_shape: tuple[int, int, int], what: str) -> list[list[Place]]:
+def coupled_channels(model: nn.Module, image_shape: tuple[int, int, int]) -> list[list[Place]]:
     """The places of every unit of a network, in the order of the first of its layers and channels.
 
     Units whose channels are not made by a layer (images) or not read by one (logits) are left out. `model` is traced
-    as it is, best without values on the device "meta"; `what` names it in errors.
+    as it is, best without values on the device "meta".
     Raises ConfigError for a layer that Torch-Pruning cannot prune, UnavailableError where it is not installed.
     """
-    graph = _graph(model, image_shape, what)
+    graph = _graph(model, image_shape)
     sides = _sides(graph)
     orders = {f"{graph._module2name[layer]}": order.tolist() for layer, order in interleaved(model).items()}
     units: dict[Any, list[Place]] = defaultdict(list)
     for (node, handler, index), root in _components(graph).items():
         if (place := sides.get((node, handler))) is not None:
             order = orders.get(place.layer) if place.side == "in" else None
-            units[root].append(place._replace(index=index if order is None else order[index]))
+            units[root].append(place._replace(channel=index if order is None else order[index]))
     rank = {name: i for i, (name, _) in enumerate((*model.named_modules(), *model.named_parameters()))}
-    kept = [sorted(unit, key=lambda p: (rank[p.layer], p.side == "in", p.index)) for unit in units.values()]
+    kept = [sorted(unit, key=lambda p: (rank[p.layer], p.side == "in", p.channel)) for unit in units.values()]
     complete = (unit for unit in kept if {"in", "out"} <= {place.side for place in unit})
-    return sorted(complete, key=lambda unit: (rank[unit[0].layer], unit[0].index))
+    return sorted(complete, key=lambda unit: (rank[unit[0].layer], unit[0].channel))
 
 
-def _graph(model: nn.Module, image_shape: tuple[int, int, int], what: str) -> Any:
+def _graph(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
     try:
         import torch_pruning
         from torch_pruning.dependency.index_mapping import update_index_mapping
     except ImportError as error:
-        raise UnavailableError("pruning needs torch-pruning.", "pip install 'vig[prune]'") from error
+        raise UnavailableError("pruning needs torch-pruning.", "pip install 'vig[compress]'") from error
     device = next(model.parameters()).device
     graph = torch_pruning.DependencyGraph()
     grouped = _grouped_linear(torch_pruning)
@@ -71,10 +74,40 @@ def _graph(model: nn.Module, image_shape: tuple[int, int, int], what: str) -> An
         )
     for node in graph.module2node.values():
         if isinstance(node.module, nn.MultiheadAttention | nn.RNNBase):
-            raise ConfigError(f"{what}: {node.name}: a {type(node.module).__name__} cannot be pruned.")
+            raise ConfigError(f"{graph._module2name[node.module]} is a {type(node.module).__name__}.", HINT)
         node.enable_index_mapping = True  # which a parameter of three axes, wherever it is added, would switch off
     update_index_mapping(graph)
+    _correct_reshapes(graph)
     return graph
+
+
+def _correct_reshapes(graph: Any) -> None:
+    """A reshape keeps channels, unless it joins them with what is beside them: (B, C, H, W) -> (B, C H W).
+
+    Torch-Pruning infers it from widths elsewhere, and takes other reshapes for such ones.
+    """
+    from torch_pruning import ops
+    from torch_pruning.dependency.index_mapping import _FlattenIndexMapping
+
+    links = [link for node in graph.module2node.values() for link in node.dependencies]
+    for link in links:
+        if isinstance(link.index_mapping[0], _FlattenIndexMapping):
+            link.index_mapping[0] = None
+    for link in links:
+        for reshape, other, reverse in ((link.source, link.target, True), (link.target, link.source, False)):
+            if (
+                reshape.type == ops.OPTYPE.RESHAPE
+                and other in reshape.inputs
+                and (stride := _joined(reshape.grad_fn)) > 1
+            ):
+                link.index_mapping[0] = _FlattenIndexMapping(stride, reverse)
+
+
+def _joined(reshape: Any) -> int:
+    """How many entries flattening a feature map makes of a channel; 1 of any other reshape."""
+    before, number = reshape.next_functions[0]
+    shape, flat = before._input_metadata[number].shape, reshape._input_metadata[0].shape
+    return math.prod(shape[2:]) if len(shape) == 4 and flat[1:] == (math.prod(shape[1:]),) else 1
 
 
 def _bare_parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
@@ -92,7 +125,7 @@ def _bare_parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
 def _grouped_linear(torch_pruning: Any) -> Any:
     """Tells Torch-Pruning the channels of a `GroupedLinear`, which keeps its weights apart."""
 
-    class GroupedLinearPruner(torch_pruning.BasePruningFunc):  # type: ignore[misc]
+    class GroupedLinearPruner(torch_pruning.BasePruningFunc):
         def prune_out_channels(self, layer: nn.Module, idxs: Any) -> nn.Module:
             raise NotImplementedError
 
@@ -184,21 +217,27 @@ class Axis(NamedTuple):
     groups: int = 1
 
 
-def entries(layers: Mapping[str, Any], place: Place) -> Iterator[tuple[Axis, int]]:
+def width_of_group(layer: GroupedLinear, side: str) -> int:
+    """Channels of one of its linear layers, which are all alike."""
+    heads: Any = layer.heads
+    return heads[0].in_features if side == "in" else heads[0].out_features
+
+
+def entries_of(layers: Mapping[str, Any], place: Place) -> Iterator[tuple[Axis, int]]:
     """Where a channel is in the tensors of its layer, one of the `layers` by name: the axes, and the entry of each."""
     layer = layers.get(place.layer)
     if layer is None:  # a bare parameter
-        yield Axis(place.layer, place.dim), place.index
+        yield Axis(place.layer, place.dim), place.channel
         return
     reads = place.side == "in"
     if isinstance(layer, GroupedLinear):
-        width = layer.heads[0].weight.shape[int(reads)]
-        part = f"{place.layer}.heads.{place.index // width}"
-        yield from entries(layers, Place(part, place.side, place.index % width))
+        width = width_of_group(layer, place.side)
+        part = f"{place.layer}.heads.{place.channel // width}"
+        yield from entries_of(layers, Place(part, place.side, place.channel % width))
         return
     is_transposed = isinstance(layer, _ConvTransposeNd)
     groups = layer.groups if reads and isinstance(layer, _ConvNd) else 1
-    yield Axis(f"{place.layer}.weight", int(reads != is_transposed), groups), place.index
+    yield Axis(f"{place.layer}.weight", int(reads != is_transposed), groups), place.channel
     for other in () if reads else ("bias", "running_mean", "running_var"):
         if isinstance(getattr(layer, other, None), Tensor):
-            yield Axis(f"{place.layer}.{other}", 0), place.index
+            yield Axis(f"{place.layer}.{other}", 0), place.channel

@@ -75,7 +75,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
     changed = [module for module in model.modules() if type(module) in _FORMS]
     try:
         for module in changed:
-            module.forward = partial(_FORMS[type(module)], module)  # type: ignore[method-assign]
+            module.forward = partial(_FORMS[type(module)], module)
         yield
     finally:
         for module in changed:

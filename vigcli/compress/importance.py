@@ -96,7 +96,7 @@ def totals(scores: Mapping[str, Tensor], owners: Owners, num_units: int) -> Tens
     found = torch.zeros(num_units + 1)  # the last is of what belongs to no unit
     for axis, units in owners.items():
         if axis.tensor in scores:
-            found.index_add_(0, units, _of_entries(scores[axis.tensor], axis).float().cpu())
+            found.index_add_(0, units.remainder(num_units + 1), _of_entries(scores[axis.tensor], axis).float().cpu())
     return found[:-1]
 
 

@@ -37,7 +37,11 @@ _HINT = "`pruned` belongs to the other fields of the configuration: set none of 
 def _cut(layer: nn.Module, key: str, shape: tuple[int, ...]) -> None:
     parameter = layer._parameters.get(key)
     tensor = layer._buffers[key] if parameter is None else parameter
-    if tensor is None or len(shape) != tensor.dim() or any(new > old for new, old in zip(shape, tensor.shape)):
+    if (
+        tensor is None
+        or len(shape) != tensor.dim()
+        or any(new > old for new, old in zip(shape, tensor.shape, strict=True))
+    ):
         raise ValueError
     small = tensor.detach()[tuple(slice(size or None) for size in shape)].clone()
     if parameter is None:
@@ -50,8 +54,8 @@ def _fit(layer: nn.Module) -> None:
     """Let the sizes that a layer of torch keeps be those of its tensors."""
     if isinstance(layer, _ConvNd):
         out, inner = layer.weight.shape[:2]
-        if layer.groups > 1 and inner == 1:  # depthwise: a group for every channel
-            layer.groups = out * layer.groups // layer.out_channels
+        if layer.groups == layer.in_channels == layer.out_channels:  # depthwise: a group for every channel
+            layer.groups = out
         layer.in_channels, layer.out_channels = inner * layer.groups, out
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
