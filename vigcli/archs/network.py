@@ -19,7 +19,7 @@ class Network(nn.Module):
     def __init__(self, config: ArchConfig):
         super().__init__()
         self.config = config
-        stem, *stages, head = config.segments()
+        stem, *stages, head = config.layout()
         self.stem = block_module(config.family, stem[0])
         self.stages = nn.Sequential(
             *(nn.Sequential(*(block_module(config.family, spec) for spec in stage)) for stage in stages)
@@ -27,6 +27,7 @@ class Network(nn.Module):
         self.head = block_module(config.family, head[0])
         if not next(self.parameters()).is_meta:  # drawing takes its time there too
             self.apply(resolve(FAMILIES[config.family].initialize))
+        shrink(self, config.pruned)
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(self.config, x)
