@@ -324,7 +324,7 @@ def test_a_pruned_configuration_at_other_sizes(pruners: dict[str, Pruner]) -> No
 def test_a_width_that_was_changed_afterwards_is_refused(pruners: dict[str, Pruner]) -> None:
     pruner = pruners["mobilevigv2"]
     pruned = pruner.config({"head.1": 32})
-    with pytest.raises(ConfigError, match=r"no head\.1\.conv\.bias to be cut to 32"):
+    with pytest.raises(ConfigError, match=r"no head\.1\.conv\.weight to be cut to 32 x - x - x -"):
         build(pruned.changed({"head_width": 16}))
     with pytest.raises(ConfigError, match=r"no stages\.9\.weight to be cut to 3"):
         build(SMALL["mobilevigv2"].changed({"pruned": {"stages.9.weight": [3]}}))

@@ -23,6 +23,7 @@ from vigcli.config.archs import ArchConfig, TimmConfig
 from vigcli.errors import ConfigError
 from vigcli.nn.attention import MultiHeadAttention
 from vigcli.nn.cluster import GroupedLinear
+from vigcli.nn.widths import FOLLOWERS
 
 ROUND_TO = 8  # channels: a step of the Neural Engine
 
@@ -127,6 +128,9 @@ class Pruner:
         """The configuration of the network that keeps so many units of each group, all of those not named."""
         shapes = {name: list(shape) for name, shape in self._config.pruned.items()}
         for axis, size in self._sizes(kept).items():
+            layer, _, key = axis.tensor.rpartition(".")
+            if key in FOLLOWERS and f"{layer}.weight" in self._shapes:
+                continue
             shapes.setdefault(axis.tensor, [0] * len(self._shapes[axis.tensor]))[axis.dim] = size
         pruned = {name: tuple(shape) for name, shape in sorted(shapes.items())}
         return self._config.model_copy(update={"pruned": pruned})

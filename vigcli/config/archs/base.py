@@ -22,7 +22,7 @@ class BlockSpec(NamedTuple):
     """One block of a network: what it is, its options, and the shape (C, H, W) that enters it.
 
     `training` holds what matters in training alone (drop path, dropout), and is no part of the signature. What is
-    `pruned` are tensors of the block that are smaller than its options and `in_shape` make them, with their shapes.
+    `pruned` are weights of the block that are smaller than its options and `in_shape` make them, with their shapes.
     """
 
     kind: str
@@ -70,8 +70,8 @@ class ArchConfig(Strict):
     num_classes: Size = 1000
     """Classes of the classifier."""
     pruned: dict[TensorName, PrunedShape] = Field(default_factory=dict)
-    """The tensors that pruning made smaller, by their names in the weights, with their shapes; 0 where a size is as the
-    other fields make it. `vig prune` writes it."""
+    """The weights that pruning made smaller, by their names, with their shapes; 0 where a size is as the other fields
+    make it. `vig prune` writes it."""
     if TYPE_CHECKING:
         family: str  # each family's own field, of one literal value: the key of its line in the registry
 
@@ -87,8 +87,11 @@ class ArchConfig(Strict):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_nothing_pruned(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key != "pruned" or value}
+    def _without_what_is_not_pruned(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """At the end, for it is long."""
+        data: dict[str, Any] = handler(self)
+        pruned = data.pop("pruned")
+        return data | ({"pruned": pruned} if pruned else {})
 
     def __hash__(self) -> int:
         fields = (value for key, value in self.__dict__.items() if key != "pruned")
