@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from vigcli.archs import backbone, build, inference_form, resolved
 from vigcli.archs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vigcli.compress.channels import Axis
-from vigcli.compress.exchange import TOLERANCE, check_channels, exchange_error
+from vigcli.compress.exchange import TOLERANCE, check_channels, check_runs, exchange_error
 from vigcli.compress.groups import ROUND_TO, Pruner
 from vigcli.compress.importance import CRITERIA
-from vigcli.config.archs import ArchConfig, TimmConfig
+from vigcli.config.archs import VARIANTS, ArchConfig, TimmConfig
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.errors import ConfigError
 from vigcli.latency.table import load_table
@@ -228,8 +228,11 @@ def test_the_network_itself_stays(pruners: dict[str, Pruner]) -> None:
     pruner = pruners["mobilevigv2"]
     before = {name: tensor.clone() for name, tensor in pruner._model.state_dict().items()}
     batches = [(pictures(SMALL["mobilevigv2"]), torch.tensor([1, 2]))]
+    pruner._model.train()
     for criterion in CRITERIA:
         pruner.pruned(halved(pruner), pruner.importance(criterion, batches))
+    assert pruner._model.training
+    pruner._model.eval()
     assert all(torch.equal(tensor, before[name]) for name, tensor in pruner._model.state_dict().items())
     assert all(parameter.grad is None for parameter in pruner._model.parameters())
 
@@ -328,6 +331,16 @@ def test_a_width_that_was_changed_afterwards_is_refused(pruners: dict[str, Prune
         build(pruned.changed({"head_width": 16}))
     with pytest.raises(ConfigError, match=r"no stages\.9\.weight to be cut to 3"):
         build(SMALL["mobilevigv2"].changed({"pruned": {"stages.9.weight": [3]}}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_runs_at_half_its_widths(name: str) -> None:
+    config = VARIANTS[name]
+    pruner = Pruner(build(config, device="meta"), config)
+    pruned = pruner.config(halved(pruner))
+    check_runs(pruned)
+    assert profile(pruned).macs < 0.45 * profile(config).macs
 
 
 # ---------------------------------------------------------------------------------------------------- timm

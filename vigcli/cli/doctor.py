@@ -20,7 +20,7 @@ _EXTRAS = {
     "coremltools": "export, verify, quantize",
     "matplotlib": "pictures",
     "scipy": "vig table fit",
-    "torch-pruning": "not used yet",
+    "torch-pruning": "vig prune",
     "onnxruntime": "not used yet",
     "pymoo": "benchmarks/search.py",
     "nni": "not used yet",

@@ -58,20 +58,19 @@ def _graph(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
         from torch_pruning.dependency.index_mapping import update_index_mapping
     except ImportError as error:
         raise UnavailableError("pruning needs torch-pruning.", "pip install 'vig[compress]'") from error
-    device = next(model.parameters()).device
     graph = torch_pruning.DependencyGraph()
-    grouped = _grouped_linear(torch_pruning)
+    images = torch.empty(1, *image_shape, device=next(model.parameters()).device)
+    options = {
+        "unwrapped_parameters": list(_bare_parameters(model)),
+        "customized_pruners": {GroupedLinear: _grouped_linear(torch_pruning)},
+        "verbose": False,
+    }
+    model.requires_grad_(True)
     with traceable(model), torch.enable_grad():
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        images = torch.empty(1, *image_shape, device=device)
-        graph.build_dependency(
-            model,
-            images,
-            unwrapped_parameters=list(_bare_parameters(model)),
-            customized_pruners={GroupedLinear: grouped},
-            verbose=False,
-        )
+        try:
+            graph.build_dependency(model, images, **options)
+        except Exception as error:  # it meets networks that its makers never saw
+            raise ConfigError(f"Torch-Pruning fails at it ({type(error).__name__}: {error}).", HINT) from error
     for node in graph.module2node.values():
         if isinstance(node.module, nn.MultiheadAttention | nn.RNNBase):
             raise ConfigError(f"{graph._module2name[node.module]} is a {type(node.module).__name__}.", HINT)

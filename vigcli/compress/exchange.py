@@ -88,5 +88,5 @@ def check_runs(config: ArchConfig) -> None:
     try:
         with torch.no_grad():
             network(torch.empty(1, config.in_chans, config.resolution, config.resolution, device="meta"))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, LookupError, AssertionError) as error:
         raise ConfigError(f"{running[-1]} does not run with fewer channels.", HINT) from error

@@ -160,7 +160,7 @@ class Pruner:
         tensors = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         for axis, owners in self._owners.items():
             tensors[axis.tensor] = _without(tensors[axis.tensor], axis, stays[owners])
-        network = build(config)
+        network = build(config).to(next(self._model.parameters()).device)
         network.load_state_dict(tensors, assign=True)
         for name, parameter in self._model.named_parameters():
             network.get_parameter(name).requires_grad_(parameter.requires_grad)

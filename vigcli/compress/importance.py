@@ -52,13 +52,14 @@ def _of_gradients(
 ) -> Callable[..., Tensor]:
     def importance(model: nn.Module, owners: Owners, num_units: int, batches: Batches | None) -> Tensor:
         assert batches is not None
-        found, count = torch.zeros(num_units), 0
+        found, count, was_training = torch.zeros(num_units), 0, model.training
+        model.eval()  # or batch norm would count the pictures
         for images, targets in batches:
             model.zero_grad(set_to_none=True)
             F.cross_entropy(mean_of_heads(model(images)), targets).backward()
             scores = {n: score(p.detach(), p.grad) for n, p in model.named_parameters() if p.grad is not None}
             found, count = found + finish(totals(scores, owners, num_units)), count + 1
-        model.zero_grad(set_to_none=True)
+        model.train(was_training).zero_grad(set_to_none=True)
         return found / max(count, 1)
 
     return importance
