@@ -301,7 +301,7 @@ def test_bn_scales_decide() -> None:
     model = tiny.checkpoint(config=SMALL["mobilevigv2"]).model
     norm = model.get_submodule("stages.1.1.branch.0.norm")
     with torch.no_grad():
-        norm.weight[::3], norm.bias[::3] = 1e-3, 100.0
+        norm.weight[::3], norm.bias[::3] = 0.0, 100.0
     worth = Pruner(model, SMALL["mobilevigv2"]).importance("bn_scale")["stages[1].blocks[1].branch.0"]
     assert sorted(worth.argsort()[: len(worth[::3])].tolist()) == list(range(0, len(worth), 3))
 

@@ -69,13 +69,14 @@ def _graph(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
     with traceable(model), torch.enable_grad():
         try:
             graph.build_dependency(model, images, **options)
+            for node in graph.module2node.values():
+                node.enable_index_mapping = True  # which a parameter of three axes, wherever it is added, switches off
+            update_index_mapping(graph)
         except Exception as error:  # it meets networks that its makers never saw
             raise ConfigError(f"Torch-Pruning fails at it ({type(error).__name__}: {error}).", HINT) from error
     for node in graph.module2node.values():
         if isinstance(node.module, nn.MultiheadAttention | nn.RNNBase):
             raise ConfigError(f"{graph._module2name[node.module]} is a {type(node.module).__name__}.", HINT)
-        node.enable_index_mapping = True  # which a parameter of three axes, wherever it is added, would switch off
-    update_index_mapping(graph)
     _correct_reshapes(graph)
     return graph
 

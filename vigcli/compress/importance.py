@@ -22,29 +22,21 @@ Owners = Mapping[Axis, Tensor]
 """By axis: the number of the unit that every entry belongs to, -1 for none."""
 
 
-def _of_weights(score: Callable[[Tensor], Tensor], norms_alone: bool = False) -> Callable[..., Tensor]:
-    def importance(model: nn.Module, owners: Owners, num_units: int, batches: Batches | None) -> Tensor:
-        taken = _scales(model) if norms_alone else {name for name, _ in model.named_parameters()}
-        scores = {name: score(p.detach()) for name, p in model.named_parameters() if name in taken}
-        return totals(scores, owners, num_units)
-
-    return importance
-
-
-def _scales(model: nn.Module) -> set[str]:
-    """The factors of norms, by name."""
-    norms = nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm
-    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, norms)}
-
-
-def _bn_scale(model: nn.Module, owners: Owners, num_units: int, batches: Batches | None) -> Tensor:
-    """Of units that pass no norm the weights."""
-    scales = _of_weights(torch.abs, norms_alone=True)(model, owners, num_units, None)
-    return torch.where(scales > 0, scales, _of_weights(torch.abs)(model, owners, num_units, None))
+def _magnitude(model: nn.Module, owners: Owners, num_units: int, batches: Batches | None) -> Tensor:
+    return totals({name: p.detach().abs() for name, p in model.named_parameters()}, owners, num_units)
 
 
 def _group_norm(model: nn.Module, owners: Owners, num_units: int, batches: Batches | None) -> Tensor:
-    return _of_weights(torch.square)(model, owners, num_units, None).sqrt()
+    return totals({name: p.detach().square() for name, p in model.named_parameters()}, owners, num_units).sqrt()
+
+
+def _bn_scale(model: nn.Module, owners: Owners, num_units: int, batches: Batches | None) -> Tensor:
+    norms = nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm
+    layers = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, norms)}
+    factors = {name: p.detach().abs() for name, p in model.named_parameters() if name in layers}
+    passed = totals({name: torch.ones_like(factor) for name, factor in factors.items()}, owners, num_units)
+    scales = totals(factors, owners, num_units)
+    return torch.where(passed > 0, scales, _magnitude(model, owners, num_units, None))
 
 
 def _of_gradients(
@@ -74,7 +66,7 @@ class Criterion(NamedTuple):
 
 
 CRITERIA = {
-    "magnitude": Criterion("the sum of the weights' sizes", _of_weights(torch.abs)),
+    "magnitude": Criterion("the sum of the weights' sizes", _magnitude),
     "bn_scale": Criterion(
         "the factors of the norms that the channels pass (of weights, where there are none)", _bn_scale
     ),
@@ -84,7 +76,7 @@ CRITERIA = {
         True,
     ),
     "hessian": Criterion(
-        "second-order change of the loss, with the squares of gradients for the Hessian's diagonal",
+        "second-order change of the loss, with the squares of the batches' gradients for the Hessian's diagonal",
         _of_gradients(lambda weight, grad: (weight * grad).square() / 2, lambda x: x),
         True,
     ),
