@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vigcli.config.recipe import Data
     from vigcli.train.data import Pictures
 
-GROUP_CHANNELS = 16  # that share a palette where iOS has palettes of groups
+GROUP_CHANNELS = 8  # that share a palette where iOS has palettes of groups
 
 
 class Asked(NamedTuple):
@@ -83,7 +83,7 @@ def compression_of(asked: Asked) -> Compression:
 
     has_activations = asked.int8 and not asked.weights_only
     if not (asked.int8 or asked.weights_only or asked.bits or asked.sparsity):
-        raise UsageError("what to quantize to is not said.", "Write vig quantize --int8.")
+        raise UsageError("what to quantize to is not said.", "Write --int8, --weights-only, --bits or --sparsity.")
     if asked.calibrate and not has_activations:
         raise UsageError("--calibrate chooses ranges of activations, which stay in fp16.", "Add --int8.")
     bits: Any = int(asked.bits) if asked.bits else 8 if asked.int8 or asked.weights_only else 16
