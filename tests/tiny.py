@@ -1,4 +1,4 @@
-"""A MobileViGv2 so small that converting and running it takes seconds, with every kind of block in it."""
+"""Networks so small that converting and running them takes seconds, with every kind of block in them."""
 
 from __future__ import annotations
 
@@ -33,6 +33,32 @@ DYNAMIC = CONFIG.changed(
 CLUSTERED = ClusterViGConfig(
     resolution=96, num_classes=10, depth=2, width=32, clusters=3, neighbours=(4, 5), kmeans_iterations=4, head_width=16
 )
+
+
+def _small(name: str, **changes: object) -> ArchConfig:
+    """A variant at 96 px, unless others are given, and ten classes."""
+    return arch_config(name).changed({"resolution": 96, "num_classes": 10, "head_width": 64} | changes)
+
+
+_WIDTHS = {f"stages[{i}].width": width for i, width in enumerate((16, 24, 48, 64))}
+_SHALLOW = {f"stages[{i}].local_depth": 1 for i in range(4)}
+_TRANSFORMERS = {"resolution": 64} | {f"stages[{i}].transformer_depth": 1 for i in (2, 3, 4)}
+# One of each family, of which half the channels can leave.
+SMALL = {
+    "mobilevig": _small("mobilevig_ti", **_WIDTHS, **_SHALLOW, **{"stages[3].graph_depth": 1}),
+    "mobilevigv2": _small(
+        "mobilevigv2_ti", **_WIDTHS, **_SHALLOW, **{f"stages[{i}].graph_depth": 1 for i in (1, 2, 3)}
+    ),
+    "greedyvig": _small("greedyvig_s", **_WIDTHS, **_SHALLOW, **{f"stages[{i}].graph_depth": 1 for i in range(4)}),
+    "vig": _small("vig_ti", **{"stages[0].depth": 2, "stages[0].width": 64}),
+    "pvig": _small(
+        "pvig_ti", **_WIDTHS, **{f"stages[{i}].depth": 1 for i in range(4)}, neighbours=4, last_neighbours=4
+    ),
+    "clustervig": CLUSTERED.changed({"width": 64, "head_width": 64}),
+    "mobilevit": _small("mobilevit_xxs", **_TRANSFORMERS),
+    "mobilevitv2": _small("mobilevitv2_050", **_TRANSFORMERS, head_width=0),
+    "mobilevitv3": _small("mobilevitv3_xxs", **_TRANSFORMERS),
+}
 
 
 @torch.no_grad()

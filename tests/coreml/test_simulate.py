@@ -14,12 +14,14 @@ import tiny
 import torch
 
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.compress.quantize import activation_ranges, quantize_int8
-from vigcli.coreml.convert import export, meta_of
+from vigcli.compress.calibrate import activation_ranges
+from vigcli.compress.quantize import quantize
+from vigcli.config.compression import INT8, Compression
+from vigcli.coreml.convert import meta_of
 from vigcli.coreml.graphs import Graph
 from vigcli.coreml.interpreter import OpInfo, Program
 from vigcli.coreml.ops import OPS
-from vigcli.coreml.simulate import Scales, Simulation, fake_quantized, quantized_weights
+from vigcli.coreml.simulate import Scales, Simulation, compressed_weights
 from vigcli.coreml.verify import MIN_INPUTS, VerifyReport, hold, twin_of
 
 pytest.importorskip("coremltools", exc_type=ImportError)
@@ -41,7 +43,7 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     checkpoint, path = tiny.checkpoint(), tmp_path_factory.mktemp("made") / "int8.mlpackage"
-    return Made(checkpoint, path, twin_of(checkpoint, quantize_int8(checkpoint, SHA, CALIBRATION, path)))
+    return Made(checkpoint, path, twin_of(checkpoint, quantize(checkpoint, SHA, path, INT8, CALIBRATION)))
 
 
 @pytest.fixture
@@ -66,21 +68,11 @@ def readers(program: Program, name: str) -> list[str]:
 
 def test_weights_are_quantized_as_the_package_s(made: Made) -> None:
     twin, shipped = Graph(made.twin), Graph(Program.load(made.path))
-    found = quantized_weights(twin, shipped)
+    found = compressed_weights(twin, shipped, INT8)
     assert len(found) == Program.load(made.path).op_counts["conv"]
     for (number, parameter), weight in found.items():
         stored = shipped.steps[number].constants[parameter]
         assert torch.allclose(weight, stored, rtol=2**-10, atol=0), "but for a rounding of the product"
-
-
-def test_a_fake_quantized_weight_is_symmetric_for_each_output_channel() -> None:
-    weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    weight[1] = 0
-    found = fake_quantized(weight, 0)
-    step = weight.half().float().abs().amax((1, 2, 3)) / 127
-    assert torch.equal(found[1], weight[1])
-    assert bool(((found - weight).abs().amax((1, 2, 3)) <= 0.52 * step).all())
-    assert torch.allclose(fake_quantized(weight.transpose(0, 3), -1), found.transpose(0, 3))
 
 
 def test_steps_are_the_ranges_in_the_checkpoint_s_units(made: Made, tmp_path: Path) -> None:
@@ -89,8 +81,8 @@ def test_steps_are_the_ranges_in_the_checkpoint_s_units(made: Made, tmp_path: Pa
     graph = Graph(program)
     scales = Scales(graph)
     assert scales.divergence is None
-    export(made.checkpoint, SHA, tmp_path / "half.mlpackage", "fp16", minimum_ios=17)
-    ranges = activation_ranges(Program.load(tmp_path / "half.mlpackage"), CALIBRATION)
+    quantize(made.checkpoint, SHA, tmp_path / "w8.mlpackage", Compression(weight_bits=8), minimum_ios=17)
+    ranges = activation_ranges(Program.load(tmp_path / "w8.mlpackage"), CALIBRATION)
     sums = 0
     for name, (step, zero_point) in scales.steps.items():
         source = scales.sources[name]

@@ -10,6 +10,7 @@ from torch import nn
 
 from vigcli.archs.network import Features, Network, block_module
 from vigcli.config.archs import AnyArch, ArchConfig, BlockSpec, TimmConfig, arch_config
+from vigcli.nn.widths import shrink
 from vigcli.registry import FAMILIES, resolve
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def _build(config: ArchConfig, seed: int, device: str) -> nn.Module:
     if isinstance(config, TimmConfig):
         from vigcli.archs.external import build_timm
 
-        return build_timm(config.name, config.num_classes, config.resolution, config.in_chans, device)
+        model = build_timm(config.name, config.num_classes, config.resolution, config.in_chans, device)
+        shrink(model, config.pruned)
+        return model
     resolve(FAMILIES[config.family].blocks)  # before the device is set: imports must not run under it
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)

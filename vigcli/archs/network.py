@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vigcli.config.archs import ArchConfig, BlockSpec
 from vigcli.errors import ConfigError
+from vigcli.nn.widths import shrink
 from vigcli.registry import FAMILIES, resolve
 
 
@@ -18,7 +19,7 @@ class Network(nn.Module):
     def __init__(self, config: ArchConfig):
         super().__init__()
         self.config = config
-        stem, *stages, head = config.segments()
+        stem, *stages, head = config.layout()
         self.stem = block_module(config.family, stem[0])
         self.stages = nn.Sequential(
             *(nn.Sequential(*(block_module(config.family, spec) for spec in stage)) for stage in stages)
@@ -26,6 +27,7 @@ class Network(nn.Module):
         self.head = block_module(config.family, head[0])
         if not next(self.parameters()).is_meta:  # drawing takes its time there too
             self.apply(resolve(FAMILIES[config.family].initialize))
+        shrink(self, config.pruned)
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(self.config, x)
@@ -50,7 +52,10 @@ class Features(nn.Module):
         shapes = network.config.stage_shapes()
         self._given = [shape.stride >= 4 for shape in shapes]
         self.strides = tuple(shape.stride for shape in shapes if shape.stride >= 4)
-        self.widths = tuple(shape.width for shape in shapes if shape.stride >= 4)
+        rest = [(*self.stages[i + 1 :], network.head) for i in range(len(shapes))]  # what reads the map of a stage
+        self.widths = tuple(
+            entering_chans(*reads) for reads, shape in zip(rest, shapes, strict=True) if shape.stride >= 4
+        )
         self.names = tuple(f"stride{stride}" for stride in self.strides)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -76,6 +81,13 @@ def check_images(config: ArchConfig, x: Tensor) -> None:
 
 
 def block_module(family: str, spec: BlockSpec) -> nn.Module:
-    """The module of one block."""
+    """The module of one block. Raises ConfigError where it has no tensors of its `pruned` shapes."""
     blocks: dict[str, Any] = resolve(FAMILIES[family].blocks)
-    return blocks[spec.kind](spec.in_shape, **dict(spec.options), **dict(spec.training))
+    block = blocks[spec.kind](spec.in_shape, **dict(spec.options), **dict(spec.training))
+    shrink(block, dict(spec.pruned))
+    return block
+
+
+def entering_chans(*modules: nn.Module) -> int:
+    """Channels that enter the first of modules which run one after another: those of their first convolution."""
+    return next(layer.in_channels for m in modules for layer in m.modules() if isinstance(layer, nn.Conv2d))

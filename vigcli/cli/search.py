@@ -23,7 +23,8 @@ from vigcli.cli.options import (
     tables_option,
 )
 from vigcli.cli.output import emit_json, progress, say
-from vigcli.cli.search_options import RISKS, Asked, asked_for, kept_options
+from vigcli.cli.resuming import kept_options
+from vigcli.cli.search_options import RISKS, Asked, asked_for
 from vigcli.cli.search_print import print_answer, print_resolution
 from vigcli.cli.stopping import stop_on_signal
 from vigcli.errors import Interrupted
@@ -104,7 +105,7 @@ def command(
     Example:  vig search --budget 1.0ms
     """
     if resume is not None:
-        options = kept_options(context, Path(resume), options)
+        options = kept_options(context, Path(resume), options, "search")
     asked = asked_for(**options)
     if dry_run:
         _plan(asked, output, as_json)

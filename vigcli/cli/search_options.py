@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
-
-from vigcli.errors import ConfigError, UsageError
-from vigcli.runs.rundir import OPTIONS_FILE
+from vigcli.errors import UsageError
 from vigcli.units import parse_bytes, parse_count, parse_latency_ms
 
 if TYPE_CHECKING:
@@ -31,21 +27,6 @@ class Asked(NamedTuple):
     settings: Settings
     recipe: Recipe
     files: dict[str, Path]
-
-
-def kept_options(context: click.Context, run: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that a run was begun with. Raises UsageError for others beside them."""
-    source = click.core.ParameterSource.DEFAULT
-    if any(context.get_parameter_source(name) != source for name in (*options, "output")):
-        raise UsageError("a resumed search keeps its options and its folder.", "Start a new one to change them.")
-    file = run / OPTIONS_FILE
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ConfigError(f"{run}: holds no search to resume.", "Name the folder of a search that began.") from None
-    if not isinstance(kept, dict) or kept.keys() != options.keys():
-        raise ConfigError(f"{file}: is not what this vig wrote.", "Start anew with `vig search`.")
-    return kept
 
 
 def asked_for(

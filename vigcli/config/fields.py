@@ -22,9 +22,9 @@ def describe(config: Strict, prefix: str = "") -> list[FieldText]:
     schema = type(config).model_json_schema()["properties"]
     data, found = config.model_dump(mode="json"), []
     for key, field in type(config).model_fields.items():
-        if "const" in schema[key]:
-            continue
         value = getattr(config, key)
+        if "const" in schema[key] or isinstance(value, Mapping):
+            continue
         what = " ".join((field.description or "").split())
         items = value if isinstance(value, tuple) and value and isinstance(value[0], Strict) else ()
         if not items:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vigcli.archs import build, build_block, inference_form
+from vigcli.archs.network import entering_chans
 from vigcli.config.archs import ArchConfig, BlockSpec, TimmConfig
 from vigcli.latency.trace import OpTrace
 from vigcli.measure.memory import peak_bytes
@@ -78,7 +79,7 @@ def _count_block(family: str, spec: BlockSpec) -> BlockCount:
     deployed = deploy(block)
     inference = num_params(deploy(block, keep_norm=True))
     params = ParamCounts(num_params(block), num_trainable(block), inference, num_params(deployed))
-    calls = record(deployed, spec.in_shape)
+    calls = record(deployed, _entering(block, spec))
     return BlockCount(spec, params, op_trace(calls), peak_bytes(calls))
 
 
@@ -89,7 +90,13 @@ def training_trace(family: str, spec: BlockSpec) -> OpTrace:
 
 @functools.lru_cache(maxsize=4096)
 def _training_trace(family: str, spec: BlockSpec) -> OpTrace:
-    return trace(build_block(family, spec, "meta"), spec.in_shape)
+    block = build_block(family, spec, "meta")
+    return trace(block, _entering(block, spec))
+
+
+def _entering(block: nn.Module, spec: BlockSpec) -> tuple[int, ...]:
+    """(C, H, W) that enters a block: with fewer channels than `in_shape` says where those before it are pruned."""
+    return (entering_chans(block), *spec.in_shape[1:]) if spec.pruned else spec.in_shape
 
 
 class BuiltCount(NamedTuple):

@@ -20,7 +20,8 @@ class BlockProfile:
     """One block of the deployed network.
 
     Attributes:
-        what: the signature without the options that all blocks of its kind in this network share.
+        what: the signature without the options that all blocks of its kind in this network share; of a pruned block
+            that of the whole one, and a word.
         params: deployed parameters.
     """
 
@@ -86,10 +87,12 @@ def _short_signatures(specs: Sequence[BlockSpec]) -> list[str]:
     for spec in specs:
         options.setdefault(spec.kind, []).append(set(spec.options))
     shared = {kind: set.intersection(*found) if len(found) > 1 else set() for kind, found in options.items()}
-    return [
-        spec._replace(options=tuple(pair for pair in spec.options if pair not in shared[spec.kind])).signature
-        for spec in specs
-    ]
+
+    def short(spec: BlockSpec) -> str:
+        options = tuple(pair for pair in spec.options if pair not in shared[spec.kind])
+        return spec._replace(options=options, pruned=()).signature + (", pruned" if spec.pruned else "")
+
+    return list(map(short, specs))
 
 
 def _timm(config: TimmConfig) -> Profile:

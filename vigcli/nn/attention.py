@@ -19,13 +19,13 @@ class MultiHeadAttention(Foldable):
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
-        self.num_heads = num_heads
+        self.head_width = width // num_heads  # stays when heads are pruned
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.is_scaled = False  # the queries by 1 / sqrt(channels of a head)
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, C / heads)
+        heads = self.qkv(x).unflatten(-1, (3, -1, self.head_width))  # (B, N, 3, heads, C / heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, C / heads); one transposition for all three
         if not self.is_scaled:
             q = q * q.shape[-1] ** -0.5
@@ -38,7 +38,7 @@ class MultiHeadAttention(Foldable):
             width = self.qkv.out_features // 3
             self.is_scaled = True
             for parameter in self.qkv.parameters():
-                parameter[:width] = (parameter[:width].double() * (width // self.num_heads) ** -0.5).to(parameter.dtype)
+                parameter[:width] = (parameter[:width].double() * self.head_width**-0.5).to(parameter.dtype)
         return self
 
 

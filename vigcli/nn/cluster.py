@@ -179,16 +179,15 @@ def _cluster_part(conv: nn.Conv2d, start: int) -> nn.Linear:
 
 
 class TokenAndCluster(Foldable):
-    """MLP(x_v | z') and GELU: (B, C1, H, W) of tokens, (B, P, C) of clusters and a graph -> (B, C', H, W).
+    """MLP(x_v | z') and GELU: (B, 2C, H, W) of tokens, (B, P, C) of clusters and a graph -> (B, C', H, W).
 
     Deployed without groups, what z' says is computed once a cluster, not once a token.
     """
 
-    def __init__(self, token_width: int, width: int, hidden: int, groups: int):
+    def __init__(self, width: int, hidden: int, groups: int):
         super().__init__()
-        self.mlp: nn.Module = LinearNorm(token_width + width, hidden, groups)
+        self.mlp: nn.Module = LinearNorm(3 * width, hidden, groups)
         self.of_cluster: nn.Module | None = None
-        self.token_width = token_width
 
     def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
         if self.of_cluster is None:
@@ -197,8 +196,9 @@ class TokenAndCluster(Foldable):
 
     def fold(self, keep_norm: bool) -> nn.Module:
         if isinstance(self.mlp, nn.Conv2d) and self.mlp.groups == 1:
-            self.of_cluster = _cluster_part(self.mlp, self.token_width)
-            self.mlp = _input_part(self.mlp, 0, self.token_width)
+            token_width = self.mlp.in_channels * 2 // 3
+            self.of_cluster = _cluster_part(self.mlp, token_width)
+            self.mlp = _input_part(self.mlp, 0, token_width)
         return self
 
 
@@ -207,9 +207,6 @@ class GlobalMrgcn(TokenAndCluster):
 
     Deployed without groups they stand one after the other.
     """
-
-    def __init__(self, width: int, hidden: int, groups: int):
-        super().__init__(2 * width, width, hidden, groups)
 
     def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:
         parts = x, graph.of_tokens(graph.gather(x).amax(2)) - x
@@ -220,7 +217,7 @@ class GlobalMrgcn(TokenAndCluster):
         super().fold(keep_norm)
         if self.of_cluster is not None:
             assert isinstance(self.mlp, nn.Conv2d)
-            order = torch.arange(self.token_width, device=self.mlp.weight.device).view(-1, 2).T.flatten()
+            order = torch.arange(self.mlp.in_channels, device=self.mlp.weight.device).view(-1, 2).T.flatten()
             self.mlp.weight.copy_(self.mlp.weight[:, order])
         return self
 
@@ -262,7 +259,7 @@ class GlobalGraphSage(TokenAndCluster):
     """MLP_psi(x_v | max_u MLP_phi(x_u) | z') (Table II); MLP_phi is computed once a token, not once an edge."""
 
     def __init__(self, width: int, hidden: int, groups: int):
-        super().__init__(2 * width, width, hidden, groups)
+        super().__init__(width, hidden, groups)
         self.mlp_phi = LinearNorm(width, width, groups)
 
     def forward(self, x: Tensor, z: Tensor, graph: Graph) -> Tensor:

@@ -35,7 +35,7 @@ class TimmConfig(ArchConfig):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.]+$", max_length=100)]
     """As `timm.list_models()` has it."""
 
-    def segments(self) -> tuple[tuple[BlockSpec, ...], ...]:
+    def layout(self) -> tuple[tuple[BlockSpec, ...], ...]:
         raise NotImplementedError("a timm network is traced whole")
 
 

@@ -101,7 +101,7 @@ class ClusterViGConfig(ArchConfig):
     def stage_shapes(self) -> tuple[StageShape, ...]:
         return (StageShape(0, self.depth, self.width, self.stride),)
 
-    def segments(self) -> tuple[tuple[BlockSpec, ...], ...]:
+    def layout(self) -> tuple[tuple[BlockSpec, ...], ...]:
         image = (self.in_chans, self.resolution, self.resolution)
         stem = BlockSpec("isotropic_stem", image, (("width", self.width), ("stride", self.stride)))
         shape = (self.width, self.grid, self.grid)

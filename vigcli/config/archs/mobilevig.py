@@ -186,7 +186,7 @@ class MobileGraphConfig(ArchConfig):
             for s, stride in zip(self.stages, STRIDES, strict=True)
         )
 
-    def segments(self) -> tuple[tuple[BlockSpec, ...], ...]:
+    def layout(self) -> tuple[tuple[BlockSpec, ...], ...]:
         rates = self._drop_path_rates()
         first = BlockSpec("stem", (self.in_chans, self.resolution, self.resolution), (("width", self.stages[0].width),))
         segments: list[tuple[BlockSpec, ...]] = [(first,)]

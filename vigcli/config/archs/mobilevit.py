@@ -121,7 +121,7 @@ class MobileTransformerConfig(ArchConfig):
             for s, stride in zip(self.stages, STRIDES, strict=True)
         )
 
-    def segments(self) -> tuple[tuple[BlockSpec, ...], ...]:
+    def layout(self) -> tuple[tuple[BlockSpec, ...], ...]:
         first = BlockSpec("stem", (self.in_chans, self.resolution, self.resolution), (("width", self.stem_width),))
         segments: list[tuple[BlockSpec, ...]] = [(first,)]
         shape = (self.stem_width, self.grids[0], self.grids[0])

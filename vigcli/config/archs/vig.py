@@ -87,7 +87,7 @@ class KnnGraphConfig(ArchConfig):
                 yield i, stage, grid, Nearest(self.neighbours + more, min(j // 4 + 1, widest), stage.reduction)
                 j += 1
 
-    def segments(self) -> tuple[tuple[BlockSpec, ...], ...]:
+    def layout(self) -> tuple[tuple[BlockSpec, ...], ...]:
         """The blocks of each stage after its downsampling. `relative_pos` of a block is the grid of its table."""
         stages: list[list[BlockSpec]] = [[] for _ in self.stages]
         for i, (before, after) in enumerate(zip(self.stages, self.stages[1:], strict=False)):

@@ -1,0 +1,91 @@
+"""How much accuracy hangs on each group of channels: the network with one group cut at a time, measured and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from vigcli.compress.allocate import Cost
+from vigcli.compress.groups import Group, Pruner
+from vigcli.compress.widths import full
+from vigcli.files import replacing
+from vigcli.measure.profile import profile
+from vigcli.runs.drawing import INK, drawing
+
+RATIOS = (0.25, 0.5, 0.75)  # of a group's units, that leave
+
+
+class Cut(NamedTuple):
+    """The network with so many units left in one group, its most important ones."""
+
+    kept: int
+    saved: float
+    top1_percent: float
+
+
+class Sensitivity(NamedTuple):
+    """Of one group; `cuts` are those of `RATIOS`, None where no width is near enough."""
+
+    group: str
+    num_units: int
+    cuts: tuple[Cut | None, ...]
+
+
+def analyze(
+    pruner: Pruner,
+    importance: Mapping[str, Tensor],
+    cost: Cost,
+    whole: float,
+    top1_percent: Callable[[nn.Module], float],
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[Sensitivity]:
+    """Every group by itself at every ratio: what it saves of the cost, of which the network has `whole`, and what
+    accuracy is left."""
+    everything = full(pruner.groups)
+    found = []
+    for done, group in enumerate(pruner.groups):
+        on_progress("cutting groups", done, len(pruner.groups))
+        cuts: dict[int, Cut] = {}
+        for kept in filter(None, _kept(group)):
+            if kept not in cuts:
+                model, config = pruner.pruned({**everything, group.name: kept}, importance)
+                cuts[kept] = Cut(kept, whole - cost.of(profile(config)), top1_percent(model))
+        found.append(Sensitivity(group.name, group.num_units, tuple(cuts.get(kept or 0) for kept in _kept(group))))
+    return found
+
+
+def _kept(group: Group) -> list[int | None]:
+    """The width nearest to each ratio, None where it is that of another one, or the whole."""
+    found: list[int | None] = []
+    for ratio in RATIOS:
+        wanted = (1 - ratio) * group.num_units
+        nearest = min(group.widths, key=lambda width: abs(width - wanted))
+        found.append(nearest if nearest < group.num_units and nearest not in found else None)
+    return found
+
+
+def draw(found: Sequence[Sensitivity], top1_percent: float, title: str, path: Path | str) -> None:
+    """The accuracy that is left, a row for each group and a column for each ratio; a PNG.
+
+    Raises UnavailableError without matplotlib.
+    """
+    shown = [[cut.top1_percent if cut else float("nan") for cut in one.cuts] for one in found]
+    with drawing(1.2 + 0.2 * len(found)) as (figure, axes):
+        image = axes.imshow(shown, vmin=0, vmax=top1_percent, cmap="RdYlBu", aspect="auto")
+        axes.grid(False)
+        axes.set_xticks(range(len(RATIOS)), [f"{100 * ratio:.0f} %" for ratio in RATIOS])
+        axes.set_yticks(range(len(found)), [f"{one.group} ({one.num_units})" for one in found], fontsize=6)
+        axes.set_xlabel(f"of one group's units removed ({title})")
+        for row, one in enumerate(found):
+            for column, cut in enumerate(one.cuts):
+                _write(axes, column, row, f"{cut.top1_percent:.0f}" if cut else "")
+        figure.colorbar(image, label=f"top-1 % without fine-tuning; whole: {top1_percent:.1f}")
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
+
+
+def _write(axes: Any, column: int, row: int, text: str) -> None:
+    axes.text(column, row, text, ha="center", va="center", fontsize=6, color=INK)

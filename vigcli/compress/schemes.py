@@ -1,0 +1,245 @@
+"""A compression as coremltools' own passes write it: whole numbers with scales, palettes, zeros that are not stored.
+
+What the palettes are is decided here; that a package keeps to its scheme is held by `vigcli.coreml.compressed`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vigcli.compress.calibrate import STEPS, Ranges
+from vigcli.config.compression import LEAST_WEIGHTS, Compression
+from vigcli.coreml.compressed import cutoff
+from vigcli.coreml.convert import quiet
+from vigcli.coreml.graphs import output_axis
+from vigcli.coreml.interpreter import Program
+from vigcli.coreml.ranges import FP16_MAX, MARGIN
+
+MOST_ITERATIONS = 5000  # of k-means, which ends before
+PASSES = (  # that a program needs after its compression; it went through all others when it was converted
+    "int_op_canonicalization",
+    "nullify_redundant_quantization_zero_point",
+    "dequantize_quantize_pair_elimination",
+    "distributive_quantized_binary_op_scale_normalization",
+    "const_elimination",
+    "const_deduplication",
+    "remove_redundant_ops",
+    "dead_code_elimination",
+)
+_MODE = {"mode": "linear_symmetric"}
+Numbers = NDArray[Any]
+
+
+def compressed_weights(model: Any, program: Program, compression: Compression) -> Any:
+    """The model (of coremltools) with its weights compressed.
+
+    Args:
+        program: the same, as the interpreter reads it.
+    """
+    cto = importlib.import_module("coremltools.optimize.coreml")
+    kept = _none_for(model, compression.kept)
+
+    def config(options: Any, own: dict[str, Any] | None = None) -> Any:
+        return cto.OptimizationConfig(global_config=options, op_name_configs={**(own or {}), **kept})
+
+    joint = {"joint_compression": compression.sparsity_ratio > 0}
+    with quiet(), _few_passes():
+        if compression.sparsity_ratio:
+            model = cto.prune_weights(model, config(None, _zeros(cto, model, program, compression)))
+        if compression.has_palettes:
+            palettes = _palettes(cto, compression)
+            names = _op_names(model)
+            own = {names[result]: palettes(weight.shape[axis]) for result, weight, axis in _large_weights(program)}
+            return cto.palettize_weights(model, config(palettes(None), own), **joint)
+        if compression.weight_bits == 8:
+            scales = cto.OpLinearQuantizerConfig(**_MODE, weight_threshold=0)
+            return cto.linear_quantize_weights(model, config(scales), **joint)
+    return model
+
+
+def _op_names(model: Any) -> dict[str, str]:
+    """What coremltools calls the operations, by their first results: `op_82` gives `var_82`."""
+    function = model.get_spec().mlProgram.functions["main"]
+    operations = function.block_specializations[function.opset].operations
+    return {
+        operation.outputs[0].name: operation.attributes["name"].immediateValue.tensor.strings.values[0]
+        for operation in operations
+        if operation.type != "const"
+    }
+
+
+def _none_for(model: Any, results: Iterable[str]) -> dict[str, None]:
+    """A configuration that leaves the operations alone which have these results."""
+    names = _op_names(model)
+    return dict.fromkeys(names[result] for result in results)
+
+
+def _large_weights(program: Program) -> Iterator[tuple[str, Tensor, int]]:
+    """The weights that palettes and zeros are for: the operation by its result, the weight, the axis of its outputs."""
+    for step in program.steps:
+        for value in step.constants.values():
+            if isinstance(value, Tensor) and value.ndim >= 2 and value.numel() > LEAST_WEIGHTS:
+                yield step.outputs[0].name, value, output_axis(step)
+
+
+def _zeros(cto: Any, model: Any, program: Program, compression: Compression) -> dict[str, Any]:
+    """For each operation how much of its weight becomes zero. coremltools' own choice goes by numpy's percentile of
+    fp16, which is wrong: of more than 65,504 weights it makes none zero."""
+    names = _op_names(model)
+    return {
+        names[result]: cto.OpThresholdPrunerConfig(
+            threshold=cutoff(weight, compression.sparsity_ratio),
+            minimum_sparsity_percentile=0.0,
+            weight_threshold=LEAST_WEIGHTS,
+        )
+        for result, weight, _ in _large_weights(program)
+    }
+
+
+def _palettes(cto: Any, compression: Compression) -> Callable[[int | None], Any]:
+    """The configuration for a weight of so many output channels."""
+
+    def chosen(weight: Numbers) -> tuple[Numbers, Numbers]:
+        values, indices = palette(
+            weight[weight != 0] if compression.sparsity_ratio else weight, compression.weight_bits
+        )
+        if not compression.sparsity_ratio:
+            return values, indices
+        every = np.zeros(weight.size, np.uint8)  # a zero needs none
+        every[weight.reshape(-1) != 0] = indices
+        return values, every
+
+    def of_group(channels: int | None) -> Any:
+        options: dict[str, Any] = {"granularity": "per_tensor"}
+        if channels is not None and compression.group_channels is not None:
+            options = {"granularity": "per_grouped_channel", "group_size": compression.group_of(channels)}
+        return cto.OpPalettizerConfig(
+            mode="custom",
+            lut_function=chosen,
+            weight_threshold=LEAST_WEIGHTS,
+            **options,
+        )
+
+    return of_group
+
+
+def palette(weight: Numbers, bits: int) -> tuple[Numbers, Numbers]:
+    """(values, indices): 2^bits values, and the nearest of them for each weight.
+
+    k-means in one dimension, the same every time: every value is the mean of the weights that are nearest to it.
+    """
+    numbers = weight.reshape(-1).astype(np.float64)
+    ordered = np.sort(numbers) if numbers.size else np.zeros(1)
+    values = _means(ordered, _split(ordered, 2**bits))
+    indices = np.searchsorted((values[1:] + values[:-1]) / 2, numbers, side="right")
+    return values.astype(weight.dtype), indices.astype(np.uint8)
+
+
+def _split(ordered: Numbers, count: int) -> Numbers:
+    """Where to begin: the cluster of the largest error is cut at its mean, until there are so many."""
+    sums, squares = (np.concatenate([[0.0], x.cumsum()]) for x in (ordered, ordered**2))
+
+    def mean(start: int, end: int) -> float:
+        return float(sums[end] - sums[start]) / (end - start)
+
+    def cluster(start: int, end: int) -> tuple[float, int, int]:
+        error = squares[end] - squares[start] - (end - start) * mean(start, end) ** 2
+        return -float(error), start, end
+
+    clusters = [cluster(0, len(ordered))]
+    while len(clusters) < count:
+        _, start, end = heapq.heappop(clusters)
+        cut = start + int(np.searchsorted(ordered[start:end], mean(start, end), side="right"))
+        if cut in (start, end):  # all are equal
+            heapq.heappush(clusters, (0.0, start, end))
+            break
+        heapq.heappush(clusters, cluster(start, cut))
+        heapq.heappush(clusters, cluster(cut, end))
+    centres = sorted(mean(start, end) for _, start, end in clusters)
+    return np.array(centres + centres[-1:] * (count - len(centres)))
+
+
+def _means(ordered: Numbers, centres: Numbers) -> Numbers:
+    """Lloyd's iterations until no weight changes its cluster; a cluster that is empty stays where it is."""
+    sums = np.concatenate([[0.0], ordered.cumsum()])
+    ends: Numbers = np.zeros(0)
+    for _ in range(MOST_ITERATIONS):
+        before, ends = ends, np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
+        if np.array_equal(before, ends):
+            break
+        bounds = np.concatenate([[0], ends, [len(ordered)]])
+        sizes = np.diff(bounds)
+        centres = np.where(sizes > 0, np.diff(sums[bounds]) / np.maximum(sizes, 1), centres)
+    return centres
+
+
+def _few_passes() -> Any:
+    """coremltools runs all its passes after each compression, and would guard the indices of neighbours once more."""
+    pipeline = importlib.import_module("coremltools.converters.mil.mil.passes.pass_pipeline")
+    return mock.patch.multiple(pipeline, _COMMON_PASSES=[f"common::{name}" for name in PASSES], _CLEANUP_PASSES=[])
+
+
+# ------------------------------------------------------------------------------------------------ activations
+
+
+def compressed_activations(model: Any, compression: Compression, ranges: Ranges) -> Any:
+    """The model with quantizations around what can compute in eight bits, by these ranges.
+
+    Private functions are replaced or called; `constraints.txt` pins the release and tests run them.
+    """
+    cto = importlib.import_module("coremltools.optimize.coreml")
+    passes = importlib.import_module("coremltools.optimize.coreml._post_training_quantization")
+    stock = importlib.import_module("coremltools.optimize.coreml.experimental._post_training_quantization")
+    debugger = importlib.import_module("coremltools.optimize.coreml.experimental._model_debugger")
+
+    def gathered(model: Any, *_: Any, **__: Any) -> Ranges:
+        joined = {name: {**bounds} for name, bounds in ranges.items()}
+        concats = debugger.ModelDebugger(model)._get_concat_op_info()
+        stock._adjust_concat_surrounding_activation_stats(concats, joined)  # what a concat joins has one range
+        return joined
+
+    config = cto.OptimizationConfig(
+        global_config=cto.OpLinearQuantizerConfig(**_MODE), op_name_configs=_none_for(model, compression.kept)
+    )
+    with (
+        quiet(),
+        _few_passes(),
+        _sums_within_range(),
+        _sums_of_numbers_alone(),
+        mock.patch.object(passes, "_get_activation_calibration_stats", gathered),
+    ):
+        return cto.linear_quantize_activations(model, config, sample_data=[])
+
+
+def _sums_of_numbers_alone() -> Any:
+    """coremltools would quantize the sums of indices too by which it keeps those of neighbours from being negative."""
+    passes = importlib.import_module("coremltools.optimize.coreml._quantization_passes")
+    types = importlib.import_module("coremltools.converters.mil.mil").types
+
+    def is_valid(self: Any, op: Any) -> bool:
+        return op.op_type != "add" or bool(types.is_float(op.outputs[0].dtype))
+
+    return mock.patch.object(passes.insert_prefix_quantize_dequantize_pair, "is_valid_op", is_valid)
+
+
+def _sums_within_range() -> Any:
+    """coremltools computes a sum x + y in units of y's scale, unless it would leave the range of fp16 then: x is tried
+    next in place of y."""
+    sums = importlib.import_module("coremltools.converters.mil.mil.passes.defs.optimize_quantization")
+    moved = sums.distributive_quantized_binary_op_scale_normalization
+    divided = moved.try_to_divide
+
+    def within_range(self: Any, x: Any, y: Any, z: Any) -> tuple[Any, Any]:
+        scales = divided(self, x, y, z)
+        largest = 0.0 if scales[0] is None else STEPS * (float(scales[0].max()) + 1)
+        return scales if largest <= FP16_MAX / MARGIN else (None, None)
+
+    return mock.patch.object(moved, "try_to_divide", within_range)
