@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import packages
 import pytest
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.compress.quantize import MIN_IMAGES, activation_ranges, quantize_int8
+from vigcli.compress.calibrate import MIN_IMAGES, activation_ranges
+from vigcli.compress.quantize import quantize
+from vigcli.config.compression import INT8, Compression
 from vigcli.coreml.convert import Deployable, PackageMeta, export, meta_of
 from vigcli.coreml.interpreter import OpInfo, Program
+from vigcli.coreml.verify import verify
 from vigcli.errors import ConfigError, VigError
 
 pytest.importorskip("coremltools", exc_type=ImportError)
@@ -47,7 +51,7 @@ def quantized(
     checkpoint: Checkpoint, calibration: Tensor, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, PackageMeta]:
     path = tmp_path_factory.mktemp("quantized") / "int8.mlpackage"
-    return path, quantize_int8(checkpoint, SHA, calibration, path)
+    return path, quantize(checkpoint, SHA, path, INT8, calibration)
 
 
 def test_ranges_cover_every_picture(half: Program, calibration: Tensor) -> None:
@@ -62,7 +66,7 @@ def test_ranges_cover_every_picture(half: Program, calibration: Tensor) -> None:
     for image in some:
         half.run({"image": image[None].float()}, tap=keep)
     steps: list[tuple[str, int, int]] = []
-    ranges = activation_ranges(half, some, lambda *step: steps.append(step))
+    ranges = activation_ranges(half, some, on_progress=lambda *step: steps.append(step))
     assert steps[0] == ("calibrating", 0, 41)
     assert ranges.pop("image") == {"rmin": 0.0, "rmax": 255.0}
     assert ranges.keys() == seen.keys()
@@ -82,10 +86,13 @@ def test_the_first_picture_counts_as_much_as_the_last(half: Program, calibration
 
 
 def test_the_scales_of_the_package_are_the_ranges(
-    half: Program, calibration: Tensor, quantized: tuple[Path, PackageMeta]
+    checkpoint: Checkpoint, calibration: Tensor, quantized: tuple[Path, PackageMeta], tmp_path: Path
 ) -> None:
-    """Symmetric, in 127 steps. What a concat joins has one range, and the scale of a sum is moved into its operands."""
-    ranges, program = activation_ranges(half, calibration), Program.load(quantized[0])
+    """Symmetric, in 127 steps, of what 8-bit weights give. What a concat joins has one range, and the scale of a sum is
+    moved into its operands."""
+    quantize(checkpoint, SHA, tmp_path / "w8.mlpackage", Compression(weight_bits=8), minimum_ios=17)
+    ranges = activation_ranges(Program.load(tmp_path / "w8.mlpackage"), calibration)
+    program = Program.load(quantized[0])
     kinds = {info.name: info.op_type for info in program.operations}
 
     def users(name: str) -> set[str]:
@@ -127,7 +134,7 @@ def test_the_package_computes_in_eight_bits(quantized: tuple[Path, PackageMeta],
 
 
 def test_the_package_stays_close_to_its_network(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    quantize_int8(checkpoint, SHA, tiny.pixels(MIN_IMAGES, seed=3).to(torch.uint8), tmp_path / "int8.mlpackage")
+    quantize(checkpoint, SHA, tmp_path / "int8.mlpackage", INT8, tiny.pixels(MIN_IMAGES, seed=3).to(torch.uint8))
     program, pixels = Program.load(tmp_path / "int8.mlpackage"), tiny.pixels(64, seed=9)
     with torch.no_grad():
         expected = Deployable(checkpoint.model, checkpoint.meta.preprocessing)(pixels)
@@ -138,16 +145,18 @@ def test_the_package_stays_close_to_its_network(checkpoint: Checkpoint, tmp_path
 
 def test_too_few_pictures_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"{MIN_IMAGES - 1} pictures are too few"):
-        quantize_int8(checkpoint, SHA, torch.zeros(MIN_IMAGES - 1, 3, 96, 96), tmp_path / "int8.mlpackage")
+        quantize(checkpoint, SHA, tmp_path / "int8.mlpackage", INT8, torch.zeros(MIN_IMAGES - 1, 3, 96, 96))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_masked_graphs_are_quantized_and_nearest_neighbours_refused(calibration: Tensor, tmp_path: Path) -> None:
-    masked = tiny.checkpoint(config=tiny.CONFIG.changed({"stages[3].mixer": "dagc", "stages[3].reach": 1}))
-    assert quantize_int8(masked, SHA, calibration, tmp_path / "masked.mlpackage").precision == "int8"
-    with pytest.raises(ConfigError, match="nearest neighbours"):
-        quantize_int8(tiny.checkpoint(config=tiny.DYNAMIC), SHA, calibration, tmp_path / "net.mlpackage")
-    assert not (tmp_path / "net.mlpackage").exists()
+@pytest.mark.parametrize("config", [tiny.DYNAMIC, tiny.CLUSTERED], ids=["neighbours", "clusters"])
+def test_dynamic_graphs_keep_their_numbers_of_neighbours(config: Any, calibration: Tensor, tmp_path: Path) -> None:
+    """coremltools adds to them, and would quantize the sum."""
+    made = tiny.checkpoint(config=config)
+    quantize(made, SHA, tmp_path / "int8.mlpackage", INT8, calibration)
+    report = verify(tmp_path / "int8.mlpackage", made, tiny.pixels(32))
+    assert report.passed, report.divergence
+    assert report.changed_percent is not None
 
 
 @pytest.mark.parametrize("factor", [2e4, pytest.param(3e5, marks=pytest.mark.slow)], ids=["activations", "weights too"])
@@ -157,8 +166,8 @@ def test_what_fp16_cannot_hold_is_refused(
     model = copy.deepcopy(checkpoint.model)
     for key in ("norm.weight", "norm.bias"):
         model.get_parameter(f"stages.0.0.branch.0.{key}").detach().mul_(factor)
-    with pytest.raises(VigError, match="beyond what fp16 holds") as refused:
-        quantize_int8(checkpoint._replace(model=model), SHA, calibration, tmp_path / "int8.mlpackage")
+    with pytest.raises(VigError, match="beyond fp16") as refused:
+        quantize(checkpoint._replace(model=model), SHA, tmp_path / "int8.mlpackage", INT8, calibration)
     assert refused.value.hint
     assert list(tmp_path.iterdir()) == []
 
@@ -171,7 +180,7 @@ def test_a_branch_that_adds_next_to_nothing_does_not_make_its_sum_overflow(
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
             parameter.detach().mul_(2e-3)
-    quantize_int8(checkpoint._replace(model=model), SHA, calibration, tmp_path / "int8.mlpackage")
+    quantize(checkpoint._replace(model=model), SHA, tmp_path / "int8.mlpackage", INT8, calibration)
     program = Program.load(tmp_path / "int8.mlpackage")
     largest: dict[str, float] = {}
     program.predict(tiny.pixels(2), tap=lambda info, x: largest.update({info.name: float(x.abs().max())}))

@@ -14,8 +14,10 @@ import tiny
 import torch
 
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.compress.quantize import activation_ranges, quantize_int8
-from vigcli.coreml.convert import export, meta_of
+from vigcli.compress.calibrate import activation_ranges
+from vigcli.compress.quantize import quantize
+from vigcli.config.compression import INT8, Compression
+from vigcli.coreml.convert import meta_of
 from vigcli.coreml.graphs import Graph
 from vigcli.coreml.interpreter import OpInfo, Program
 from vigcli.coreml.ops import OPS
@@ -41,7 +43,7 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     checkpoint, path = tiny.checkpoint(), tmp_path_factory.mktemp("made") / "int8.mlpackage"
-    return Made(checkpoint, path, twin_of(checkpoint, quantize_int8(checkpoint, SHA, CALIBRATION, path)))
+    return Made(checkpoint, path, twin_of(checkpoint, quantize(checkpoint, SHA, path, INT8, CALIBRATION)))
 
 
 @pytest.fixture
@@ -89,8 +91,8 @@ def test_steps_are_the_ranges_in_the_checkpoint_s_units(made: Made, tmp_path: Pa
     graph = Graph(program)
     scales = Scales(graph)
     assert scales.divergence is None
-    export(made.checkpoint, SHA, tmp_path / "half.mlpackage", "fp16", minimum_ios=17)
-    ranges = activation_ranges(Program.load(tmp_path / "half.mlpackage"), CALIBRATION)
+    quantize(made.checkpoint, SHA, tmp_path / "w8.mlpackage", Compression(weight_bits=8), minimum_ios=17)
+    ranges = activation_ranges(Program.load(tmp_path / "w8.mlpackage"), CALIBRATION)
     sums = 0
     for name, (step, zero_point) in scales.steps.items():
         source = scales.sources[name]

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from vigcli.archs import build
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.compress.quantize import quantize_int8
+from vigcli.compress.quantize import quantize
 from vigcli.config.archs import arch_config
 from vigcli.config.checkpoint import CheckpointMeta
+from vigcli.config.compression import INT8
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.convert import export
 from vigcli.coreml.exact import TOLERANCE
@@ -56,7 +57,7 @@ def shipped(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     paths = {precision: tmp_path_factory.mktemp("shipped") / f"{precision}.mlpackage" for precision in PRECISIONS}
     export(checkpoint, SHA, paths["fp32"], "fp32")
     export(checkpoint, SHA, paths["fp16"], "fp16")
-    quantize_int8(checkpoint, SHA, tiny.pixels(128, seed=2).to(torch.uint8), paths["int8"])
+    quantize(checkpoint, SHA, paths["int8"], INT8, tiny.pixels(128, seed=2).to(torch.uint8))
     return paths
 
 

@@ -13,7 +13,8 @@ import tiny
 import torch
 
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.compress.quantize import quantize_int8
+from vigcli.compress.quantize import quantize
+from vigcli.config.compression import INT8
 from vigcli.coreml.convert import export, meta_of
 from vigcli.coreml.description import compare_descriptions
 from vigcli.coreml.graphs import Divergence, Graph, compare_graphs
@@ -35,7 +36,7 @@ class Shipped:
         pixels = tiny.pixels(128, seed=2, size=checkpoint.meta.arch.resolution).to(torch.uint8)
         for precision, path in self.paths.items():
             if precision == "int8":
-                quantize_int8(checkpoint, SHA, pixels, path)
+                quantize(checkpoint, SHA, path, INT8, pixels)
             else:
                 images = pixels[:8] if precision == "mixed" else None
                 export(checkpoint, SHA, path, precision, images=images)  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ import pytest
 import tiny
 import torch
 
-from vigcli.compress.quantize import quantize_int8
+from vigcli.compress.quantize import quantize
+from vigcli.config.compression import INT8
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.convert import export
 from vigcli.coreml.interpreter import Program
@@ -143,7 +144,7 @@ def test_a_package_with_labels_a_picture_and_metadata(package: Path) -> None:
 
 @pytest.mark.slow
 def test_an_int8_package(tmp_path: Path) -> None:
-    quantize_int8(tiny.checkpoint(), "0" * 64, tiny.pixels(128).byte(), tmp_path / "int8.mlpackage")
+    quantize(tiny.checkpoint(), "0" * 64, tmp_path / "int8.mlpackage", INT8, tiny.pixels(128).byte())
     assert compare_readings(tmp_path / "int8.mlpackage") is None
 
 

@@ -71,7 +71,8 @@ def command(
                 {"checkpoint": str(path), "num_calibration_images": min(images, len(train)), "num_images": len(val)}
             )
         return
-    from vigcli.compress.quantize import quantize_int8
+    from vigcli.compress.quantize import quantize
+    from vigcli.config.compression import INT8
     from vigcli.coreml.convert import preprocessing_text
     from vigcli.coreml.runtime import open_runner
     from vigcli.files import bytes_on_disk, write_json
@@ -86,7 +87,7 @@ def command(
     with new_run("quantize", run_folder(output)) as run:
         package = run / "int8.mlpackage"
         with progress() as advance:
-            written = quantize_int8(checkpoint, digest, calibration, package, advance, ios)
+            written = quantize(checkpoint, digest, package, INT8, calibration, ios, on_progress=advance)
             runner = open_runner(package)
 
             def measured(what: str, predict: Any) -> Any:

@@ -1,116 +1,135 @@
-"""Int8 packages: weights and activations in eight bits, ranges gathered over the whole calibration set.
-
-coremltools' own calibration runs Apple's runtime and, in 9.0, keeps only the last sample's ranges. Here the ranges come
-from our interpreter, over every image, and its stock passes do the rest.
+"""Compressed packages: the fp16 package of a checkpoint, its weights compressed, then its activations quantized by what
+they reach in that package. What was gained and lost is left to `vigcli.compress.measure`.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-from unittest import mock
+from typing import Any
 
 from torch import Tensor
 
 from vigcli.archs.checkpoint import Checkpoint
+from vigcli.compress.calibrate import Ranges, activation_ranges, check_images
+from vigcli.compress.schemes import compressed_activations, compressed_weights
+from vigcli.config.compression import Compression
+from vigcli.config.package import MinimumIos, PackageMeta
 from vigcli.coreml.apple import coremltools
-from vigcli.coreml.convert import PackageMeta, export, quiet, save_package
+from vigcli.coreml.convert import export, quiet, save_package, write_program
 from vigcli.coreml.interpreter import Program
-from vigcli.coreml.ranges import FP16_MAX, MARGIN, reaches
-from vigcli.errors import ConfigError, VigError
+from vigcli.errors import UsageError
 
-MIN_IMAGES = 128
-
-Ranges = dict[str, dict[str, float]]
+Progress = Callable[[str, int, int], None]
 
 
-def quantize_int8(
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Source:
+    """The fp16 package that compressed ones are made of; its file lies in a temporary folder."""
+
+    path: Path
+    program: Program
+    meta: PackageMeta
+
+
+@contextlib.contextmanager
+def half_package(
+    checkpoint: Checkpoint, checkpoint_sha256: str, minimum_ios: MinimumIos, on_progress: Progress = _silent
+) -> Iterator[Source]:
+    """Convert a checkpoint once, to be compressed in as many ways as is wanted."""
+    with tempfile.TemporaryDirectory(prefix="vig-fp16-") as folder:
+        path = Path(folder) / "fp16.mlpackage"
+        on_progress("converting", 0, 1)
+        meta = export(checkpoint, checkpoint_sha256, path, "fp16", minimum_ios)
+        yield Source(path, Program.load(path), meta)
+
+
+def quantize(
     checkpoint: Checkpoint,
     checkpoint_sha256: str,
-    pixels: Tensor,
     path: Path | str,
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-    minimum_ios: Literal[17, 18] = 17,
+    compression: Compression,
+    pixels: Tensor | None = None,
+    minimum_ios: MinimumIos | None = None,
+    *,
+    ranges: Ranges | None = None,
+    on_progress: Progress = _silent,
 ) -> PackageMeta:
-    """Write the int8 package of a checkpoint: weights per channel, activations per tensor, symmetric.
+    """Write the compressed package of a checkpoint, whole or not at all, and return what it says of itself.
 
     Args:
-        pixels: (N, 3, R, R) uint8 RGB pictures to calibrate on, at least 128; never those it is measured on.
+        minimum_ios: default: the first that runs the compression.
 
-    Raises ConfigError for too few pictures and for graphs of nearest neighbours, VigError for activations that fp16
-    cannot hold.
+    The others as of `compress`. Raises ConfigError for too few pictures, and what `compress` and `check_target` raise.
     """
-    if len(pixels) < MIN_IMAGES:
-        raise ConfigError(f"{len(pixels)} pictures are too few to calibrate on.", f"Give at least {MIN_IMAGES}.")
-    with tempfile.TemporaryDirectory(prefix="vig-fp16-") as folder:
-        source = Path(folder) / "fp16.mlpackage"
-        on_progress("converting", 0, 1)
-        meta = export(checkpoint, checkpoint_sha256, source, "fp16", minimum_ios)
-        program = Program.load(source)
-        if "topk" in program.op_counts:  # for iOS 17 coremltools adds to the indices, and would quantize the sum
-            raise ConfigError("a graph of nearest neighbours cannot be quantized to int8.", "Export it: vig export.")
-        ranges = activation_ranges(program, pixels, on_progress)
-        model = _quantized(source, ranges)
-    meta = meta.model_copy(update={"precision": "int8"})
+    ios = check_target(compression, minimum_ios)
+    if compression.activation_bits == 8 and ranges is None:
+        check_images(0 if pixels is None else len(pixels))
+    with half_package(checkpoint, checkpoint_sha256, ios, on_progress) as source:
+        return compress(source, path, compression, pixels, ranges=ranges, on_progress=on_progress)
+
+
+def compress(
+    source: Source,
+    path: Path | str,
+    compression: Compression,
+    pixels: Tensor | None = None,
+    *,
+    ranges: Ranges | None = None,
+    on_progress: Progress = _silent,
+) -> PackageMeta:
+    """Write the compressed form of an fp16 package.
+
+    Args:
+        pixels: (N, 3, R, R) uint8 RGB pictures to calibrate 8-bit activations on, at least 128; never those it is
+            measured on.
+        ranges: of activations that are known already, as of a network that was trained with them; instead of pixels.
+
+    Raises VigError for activations that fp16 cannot hold.
+    """
+    with quiet():
+        model = coremltools().models.MLModel(str(source.path), skip_model_load=True)
+    on_progress("compressing", 0, 1)
+    model = compressed_weights(model, source.program, compression)
+    if compression.activation_bits == 8:
+        if ranges is None:
+            assert pixels is not None
+            assert compression.calibration is not None
+            ranges = activation_ranges(_program_of(model), pixels, compression.calibration, on_progress)
+            compression = compression.model_copy(update={"num_images": len(pixels)})
+        model = compressed_activations(model, compression, ranges)
+    precision = "int8" if compression.activation_bits == 8 else "fp16"
+    meta = source.meta.model_copy(update={"precision": precision, "compression": compression})
     save_package(model, meta, path)
     return meta
 
 
-def activation_ranges(
-    program: Program, pixels: Tensor, on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
-) -> Ranges:
-    """The least and greatest value of the input and of every result over all pictures.
-
-    Raises VigError for a result that fp16 cannot hold.
-    """
-    ranges: Ranges = {program.inputs[0].name: {"rmin": float(pixels.min()), "rmax": float(pixels.max())}}
-    for reach in reaches(program, pixels, "stored", functools.partial(on_progress, "calibrating")):
-        if not reach.largest < FP16_MAX:  # not a number is no less than it either
-            raise VigError(
-                f"{reach.info.op_type} '{reach.info.name}' reaches {reach.largest:.3g}, beyond what fp16 holds.",
-                "Train with weight decay or gradient clipping, and quantize again.",
-            )
-        ranges[reach.info.name] = {"rmin": reach.low, "rmax": reach.high}
-    return ranges
+def _program_of(model: Any) -> Program:
+    """A model of coremltools as the interpreter reads it."""
+    with tempfile.TemporaryDirectory(prefix="vig-weights-") as folder:
+        write_program(model, Path(folder) / "net.mlpackage")
+        return Program.load(Path(folder) / "net.mlpackage")
 
 
-def _quantized(source: Path, ranges: Ranges) -> Any:
-    """The package with coremltools' activation and weight passes applied, fed with our ranges.
+def check_target(compression: Compression, minimum_ios: MinimumIos | None) -> MinimumIos:
+    """The least iOS of a package. Raises UsageError for one that cannot run it, with what it can."""
+    least = compression.least_ios
+    if minimum_ios is None or minimum_ios >= least:
+        return minimum_ios or least
+    nearest = _nearest(compression, minimum_ios)
+    hint = f"Take --target ios{least}" + (f", or {nearest}." if nearest else ".")
+    raise UsageError(f"--target ios{minimum_ios}: {compression.text} need iOS {least}.", hint)
 
-    Private functions are replaced or called; `constraints.txt` pins the release and tests run them.
-    """
-    ct = coremltools()
-    cto = importlib.import_module("coremltools.optimize.coreml")
-    passes = importlib.import_module("coremltools.optimize.coreml._post_training_quantization")
-    stock = importlib.import_module("coremltools.optimize.coreml.experimental._post_training_quantization")
-    debugger = importlib.import_module("coremltools.optimize.coreml.experimental._model_debugger")
 
-    def gathered(model: Any, *_: Any, **__: Any) -> Ranges:
-        concats = debugger.ModelDebugger(model)._get_concat_op_info()
-        stock._adjust_concat_surrounding_activation_stats(concats, ranges)  # what a concat joins has one range
-        return ranges
-
-    def config(**options: Any) -> Any:
-        options = {"mode": "linear_symmetric", **options}
-        return cto.OptimizationConfig(global_config=cto.OpLinearQuantizerConfig(**options))
-
-    sums = importlib.import_module("coremltools.converters.mil.mil.passes.defs.optimize_quantization")
-    moved = sums.distributive_quantized_binary_op_scale_normalization
-    divided = moved.try_to_divide
-
-    def within_range(self: Any, x: Any, y: Any, z: Any) -> tuple[Any, Any]:
-        """The scales of a sum x + y over that of y, unless the sum would leave the range of fp16 then: x is tried
-        next in place of y."""
-        scales = divided(self, x, y, z)
-        largest = 0.0 if scales[0] is None else 127 * (float(scales[0].max()) + 1)
-        return scales if largest <= FP16_MAX / MARGIN else (None, None)
-
-    with quiet(), mock.patch.object(moved, "try_to_divide", within_range):
-        model = ct.models.MLModel(str(source), skip_model_load=True)
-        with mock.patch.object(passes, "_get_activation_calibration_stats", gathered):
-            model = cto.linear_quantize_activations(model, config(), sample_data=[])
-        return cto.linear_quantize_weights(model, config(weight_threshold=0))
+def _nearest(compression: Compression, minimum_ios: MinimumIos) -> str:
+    """What comes nearest to a compression on an older iOS."""
+    if compression.sparsity_ratio and compression.weight_bits < 16:
+        return "leave --sparsity out" if minimum_ios == 17 or compression.activation_bits == 16 else ""
+    return "stay with 8-bit weights: --weights-only" if compression.activation_bits == 8 else ""

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vigcli.config.archs import TimmConfig, variant_name
 from vigcli.config.checkpoint import CheckpointMeta
+from vigcli.config.compression import Compression
 from vigcli.config.recipe import Channels, Preprocessing
 from vigcli.errors import ConfigError, UsageError
 
@@ -31,6 +32,7 @@ class PackageMeta(CheckpointMeta):
         output: probabilities with the class labels, plain logits, or the feature maps of the backbone.
         batch: pictures that it takes at once.
         fp32_results: of a mixed package, the results that stay in fp32.
+        compression: what was made smaller; `int8` has one always, `fp16` may.
     """
 
     checkpoint_sha256: str
@@ -40,6 +42,14 @@ class PackageMeta(CheckpointMeta):
     output: Output = "probabilities"
     batch: Annotated[int, Field(ge=1)] = 1
     fp32_results: tuple[str, ...] = ()
+    compression: Compression | None = None
+
+    @model_validator(mode="after")
+    def _precise(self) -> PackageMeta:
+        has_int8 = self.compression is not None and self.compression.activation_bits == 8
+        if (self.precision == "int8") != has_int8:
+            raise ValueError("int8 is what has 8-bit activations")
+        return self
 
     @property
     def given_channels(self) -> Channels:

@@ -1,0 +1,92 @@
+"""How the numbers of a package were made smaller: plain data that the package carries, and `vig verify` holds it to."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vigcli.config.load import Strict
+
+Calibration = Literal["minmax", "percentile", "error"]
+LEAST_WEIGHTS = 2048  # of a tensor that gets a palette or zeros; smaller ones are most of them depthwise
+
+
+class Compression(Strict):
+    """What was done to the weights and to the activations.
+
+    Attributes:
+        weight_bits: 8: whole numbers, symmetric, with a scale for each output channel; 4 or 6: a palette of 2^bits
+            values for each tensor or group; 16: as they were.
+        group_channels: output channels that share a palette, or their greatest common divisor with this; None: all.
+        sparsity_ratio: the share of a tensor's weights, the smallest, that are zero and not stored.
+        activation_bits: 8: quantized around convolutions, linear layers, pools and sums, symmetric.
+        calibration: how the ranges of activations were chosen; None without 8-bit activations.
+        num_images: that were calibrated on.
+        qat: whether the network was trained with its quantization, and the ranges are those of the training.
+        kept: results of operations that stay in fp16 altogether.
+    """
+
+    weight_bits: Literal[4, 6, 8, 16] = 16
+    group_channels: Annotated[int, Field(ge=1)] | None = None
+    sparsity_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    activation_bits: Literal[8, 16] = 16
+    calibration: Calibration | None = None
+    num_images: Annotated[int, Field(ge=0)] = 0
+    qat: bool = False
+    kept: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Compression:
+        if self.weight_bits == self.activation_bits == 16 and not self.sparsity_ratio:
+            raise ValueError("nothing is compressed")
+        if self.group_channels is not None and not self.has_palettes:
+            raise ValueError("groups of channels share palettes, of which there are none")
+        if (self.calibration is not None) != (self.activation_bits == 8 and not self.qat):
+            raise ValueError("a calibration is what 8-bit activations need, unless they were trained")
+        return self
+
+    @property
+    def has_palettes(self) -> bool:
+        return self.weight_bits in (4, 6)
+
+    @property
+    def least_ios(self) -> Literal[16, 17, 18]:
+        """The first iOS that runs it."""
+        joint = self.sparsity_ratio > 0 and self.weight_bits < 16
+        if joint or self.group_channels is not None:
+            return 18
+        return 17 if self.activation_bits == 8 else 16
+
+    @property
+    def name(self) -> str:
+        """`int8` (W8A8), `w8`, `w4`, `w4a8`, `sparse50`, `sparse50-w8`, ... ; with `-qat` where it was trained."""
+        numbers = f"w{self.weight_bits}" + ("a8" if self.activation_bits == 8 else "")
+        sparse = f"sparse{100 * self.sparsity_ratio:g}" if self.sparsity_ratio else ""
+        if self.weight_bits == self.activation_bits == 8:
+            numbers = "int8"
+        numbers = "" if numbers == "w16" else numbers
+        return "-".join(filter(None, (sparse, numbers, "qat" if self.qat else "")))
+
+    @property
+    def text(self) -> str:
+        """In words: `50 % of the weights zero, 8-bit weights, 8-bit activations`."""
+        parts = []
+        if self.sparsity_ratio:
+            parts.append(f"{100 * self.sparsity_ratio:g} % of the weights zero")
+        if self.has_palettes:
+            whose = f" for {self.group_channels} channels each" if self.group_channels else ""
+            parts.append(f"weights of {self.weight_bits}-bit palettes{whose}")
+        elif self.weight_bits == 8:
+            parts.append("8-bit weights")
+        if self.activation_bits == 8:
+            parts.append("8-bit activations")
+        return ", ".join(parts)
+
+    def group_of(self, channels: int) -> int:
+        """How many of a tensor's output channels share a palette."""
+        return channels if self.group_channels is None else math.gcd(channels, self.group_channels)
+
+
+INT8 = Compression(weight_bits=8, activation_bits=8, calibration="minmax")
