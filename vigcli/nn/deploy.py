@@ -78,11 +78,16 @@ def scale_input(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> nn
     return with_weights(conv, weight * scale.double()[:, None, None], bias)
 
 
-def with_weights(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
-    """The same convolution with other weights, in the precision of its own. Their gradients go where they come from."""
-    other: Any = copy.copy(conv)
-    given = {"weight": weight.to(conv.weight.dtype), "bias": bias.to(conv.weight.dtype)}
+LayerT = TypeVar("LayerT", nn.Conv2d, nn.Linear)
+
+
+def with_weights(layer: LayerT, weight: torch.Tensor, bias: torch.Tensor | None) -> LayerT:
+    """The same layer with other weights, in the precision of its own. Their gradients go where they come from."""
+    other: Any = copy.copy(layer)
+    given = {"weight": weight, "bias": bias}
+    cast = {name: None if tensor is None else tensor.to(layer.weight.dtype) for name, tensor in given.items()}
     other._parameters = {
-        name: nn.Parameter(tensor.detach()) if tensor.is_leaf else tensor for name, tensor in given.items()
+        name: tensor if tensor is None or not tensor.is_leaf else nn.Parameter(tensor.detach())
+        for name, tensor in cast.items()
     }
     return other
