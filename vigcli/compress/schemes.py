@@ -21,6 +21,16 @@ from vigcli.coreml.interpreter import Program
 from vigcli.coreml.ranges import FP16_MAX, MARGIN
 
 ITERATIONS = 60  # of k-means, which mostly ends before
+PASSES = (  # that a program needs after its compression; it went through all others when it was converted
+    "int_op_canonicalization",
+    "nullify_redundant_quantization_zero_point",
+    "dequantize_quantize_pair_elimination",
+    "distributive_quantized_binary_op_scale_normalization",
+    "const_elimination",
+    "const_deduplication",
+    "remove_redundant_ops",
+    "dead_code_elimination",
+)
 _MODE = {"mode": "linear_symmetric"}
 Numbers = NDArray[Any]
 
@@ -38,7 +48,7 @@ def compressed_weights(model: Any, program: Program, compression: Compression) -
         return cto.OptimizationConfig(global_config=options, op_name_configs={**(own or {}), **kept})
 
     joint = {"joint_compression": compression.sparsity_ratio > 0}
-    with quiet():
+    with quiet(), _few_passes():
         if compression.sparsity_ratio:
             zeros = cto.OpMagnitudePrunerConfig(
                 target_sparsity=compression.sparsity_ratio, weight_threshold=LEAST_WEIGHTS
@@ -125,6 +135,12 @@ def _centres(ordered: Numbers, count: int) -> Numbers:
     return np.asarray(centres)
 
 
+def _few_passes() -> Any:
+    """coremltools runs all its passes after each compression, and would guard the indices of neighbours once more."""
+    pipeline = importlib.import_module("coremltools.converters.mil.mil.passes.pass_pipeline")
+    return mock.patch.multiple(pipeline, _COMMON_PASSES=[f"common::{name}" for name in PASSES], _CLEANUP_PASSES=[])
+
+
 # ------------------------------------------------------------------------------------------------ activations
 
 
@@ -149,6 +165,7 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
     )
     with (
         quiet(),
+        _few_passes(),
         _sums_within_range(),
         _sums_of_numbers_alone(),
         mock.patch.object(passes, "_get_activation_calibration_stats", gathered),
@@ -157,7 +174,7 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
 
 
 def _sums_of_numbers_alone() -> Any:
-    """coremltools adds to the indices of neighbours, and would quantize the sum."""
+    """coremltools would quantize the sums of indices too by which it keeps those of neighbours from being negative."""
     passes = importlib.import_module("coremltools.optimize.coreml._quantization_passes")
     types = importlib.import_module("coremltools.converters.mil.mil").types
 
