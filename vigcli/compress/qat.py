@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vigcli.archs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vigcli.compress.quantize import Progress, Source, compress
-from vigcli.compress.rounded import Form, Rounded, Roundings, find_roundings
+from vigcli.compress.rounded import Rounded, Roundings, find_roundings
 from vigcli.config.archs import ArchConfig, TimmConfig
 from vigcli.config.checkpoint import CheckpointMeta, Quantization
 from vigcli.config.compression import Compression
@@ -33,6 +33,7 @@ from vigcli.errors import ConfigError
 from vigcli.nn.deploy import deploy_attached
 from vigcli.train.data import normalize
 from vigcli.train.loop import TrainResult, train
+from vigcli.train.network import Form
 
 
 def form_of(config: ArchConfig) -> Form:

@@ -6,7 +6,7 @@ network by its values on a picture; what is rounded together with it (a reshape,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,13 +19,11 @@ from vigcli.compress.calibrate import STEPS
 from vigcli.coreml.graphs import Graph, Place
 from vigcli.coreml.simulate import RANGES, Scales, quantized_weights
 from vigcli.errors import ConfigError
+from vigcli.train.network import Form, itself
 
 LAYERS = (F.conv2d, F.linear)
 QUANTIZED = ("conv", "linear", "add", "avg_pool", "max_pool")  # around what coremltools puts quantizations
 SAME, ALIKE = 1e-5, 1e-3  # how far two prints of the same values may be apart, by rounding and at all
-
-Form = Callable[[nn.Module], nn.Module]
-
 
 class Rounding(NamedTuple):
     """How the numbers of a result are rounded.
@@ -66,13 +64,17 @@ class Roundings:
         found = [op for rounding in self.results.values() for op in sorted(rounding.ops)]
         return tuple(dict.fromkeys([*self.weights.values(), *found]))
 
-    def without(self, kept: Collection[str]) -> Roundings:
-        """What is left where these operations stay in fp16."""
+    def of(self, ops: Collection[str]) -> Roundings:
+        """Those for the sake of these operations alone."""
         return Roundings(
-            {number: rounding for number, rounding in self.results.items() if rounding.ops - {*kept}},
-            {number: op for number, op in self.weights.items() if op not in kept},
+            {number: rounding for number, rounding in self.results.items() if not rounding.ops.isdisjoint(ops)},
+            {number: op for number, op in self.weights.items() if op in ops},
             self.reach,
         )
+
+    def without(self, kept: Collection[str]) -> Roundings:
+        """What is left where these operations stay in fp16."""
+        return self.of({*self.ops} - {*kept})
 
 
 class Rounded(nn.Module):
@@ -82,7 +84,7 @@ class Rounded(nn.Module):
         form: what the package was made of, of the network: `deploy_attached`, or what it is already.
     """
 
-    def __init__(self, network: nn.Module, form: Form, roundings: Roundings):
+    def __init__(self, network: nn.Module, roundings: Roundings, form: Form = itself):
         super().__init__()
         self.network, self.form, self.roundings = network, form, roundings
 
