@@ -17,11 +17,12 @@ from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.calibrate import activation_ranges
 from vigcli.compress.quantize import quantize
 from vigcli.config.compression import INT8, Compression
+from vigcli.coreml.compressed import fake_quantized
 from vigcli.coreml.convert import meta_of
 from vigcli.coreml.graphs import Graph
 from vigcli.coreml.interpreter import OpInfo, Program
 from vigcli.coreml.ops import OPS
-from vigcli.coreml.simulate import Scales, Simulation, fake_quantized, quantized_weights
+from vigcli.coreml.simulate import Scales, Simulation, compressed_weights
 from vigcli.coreml.verify import MIN_INPUTS, VerifyReport, hold, twin_of
 
 pytest.importorskip("coremltools", exc_type=ImportError)
@@ -68,7 +69,7 @@ def readers(program: Program, name: str) -> list[str]:
 
 def test_weights_are_quantized_as_the_package_s(made: Made) -> None:
     twin, shipped = Graph(made.twin), Graph(Program.load(made.path))
-    found = quantized_weights(twin, shipped)
+    found = compressed_weights(twin, shipped, INT8)
     assert len(found) == Program.load(made.path).op_counts["conv"]
     for (number, parameter), weight in found.items():
         stored = shipped.steps[number].constants[parameter]

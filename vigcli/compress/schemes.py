@@ -5,6 +5,7 @@ What the palettes are is decided here; that a package keeps to its scheme is hel
 
 from __future__ import annotations
 
+import heapq
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from vigcli.coreml.graphs import output_axis
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.ranges import FP16_MAX, MARGIN
 
-ITERATIONS = 60  # of k-means, which mostly ends before
+MOST_ITERATIONS = 5000  # of k-means, which ends before
 PASSES = (  # that a program needs after its compression; it went through all others when it was converted
     "int_op_canonicalization",
     "nullify_redundant_quantization_zero_point",
@@ -91,13 +92,23 @@ def _widths(program: Program) -> Iterator[tuple[str, int]]:
 
 
 def _palettes(cto: Any, compression: Compression) -> Callable[[int | None], Any]:
+    def chosen(weight: Numbers) -> tuple[Numbers, Numbers]:
+        values, indices = palette(
+            weight[weight != 0] if compression.sparsity_ratio else weight, compression.weight_bits
+        )
+        if not compression.sparsity_ratio:
+            return values, indices
+        every = np.zeros(weight.size, np.uint8)  # a zero needs none
+        every[weight.reshape(-1) != 0] = indices
+        return values, every
+
     def of_group(channels: int | None) -> Any:
         options: dict[str, Any] = {"granularity": "per_tensor"}
         if channels is not None and compression.group_channels is not None:
             options = {"granularity": "per_grouped_channel", "group_size": channels}
         return cto.OpPalettizerConfig(
             mode="custom",
-            lut_function=lambda weight: palette(weight, compression.weight_bits),
+            lut_function=chosen,
             weight_threshold=LEAST_WEIGHTS,
             **options,
         )
@@ -106,33 +117,53 @@ def _palettes(cto: Any, compression: Compression) -> Callable[[int | None], Any]
 
 
 def palette(weight: Numbers, bits: int) -> tuple[Numbers, Numbers]:
-    """(values, indices): 2^bits values, and the nearest of them for each weight that is not zero.
+    """(values, indices): 2^bits values, and the nearest of them for each weight.
 
-    k-means in one dimension from evenly filled clusters: deterministic, and every value is the mean of its weights.
-    Zeros of a sparse weight take no part; where none are meant to be left out, a zero is as good a weight as any.
+    k-means in one dimension, the same every time: every value is the mean of the weights that are nearest to it.
     """
     numbers = weight.reshape(-1).astype(np.float64)
-    used = np.sort(numbers[numbers != 0] if (numbers == 0).mean() > 0.01 else numbers)
-    if not len(used):
-        used = numbers
-    values = _centres(used, 2**bits).astype(weight.dtype)
-    bounds = (values[1:].astype(np.float64) + values[:-1]) / 2
-    return values, np.searchsorted(bounds, numbers).astype(np.uint8)
+    ordered = np.sort(numbers) if numbers.size else np.zeros(1)
+    values = _means(ordered, _split(ordered, 2**bits))
+    indices = np.searchsorted((values[1:] + values[:-1]) / 2, numbers, side="right")
+    return values.astype(weight.dtype), indices.astype(np.uint8)
 
 
-def _centres(ordered: Numbers, count: int) -> Numbers:
-    """Lloyd's iterations on ordered numbers; a cluster that empties keeps its place."""
-    sums = np.concatenate([[0.0], ordered.cumsum()])
-    centres = ordered[((np.arange(count) + 0.5) * len(ordered) / count).astype(int)]
-    for _ in range(ITERATIONS):
-        ends = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
-        ends = np.concatenate([[0], ends, [len(ordered)]])
-        sizes = np.diff(ends)
-        moved = np.where(sizes > 0, np.diff(sums[ends]) / np.maximum(sizes, 1), centres)
-        if np.allclose(moved, centres, rtol=1e-6, atol=0):
+def _split(ordered: Numbers, count: int) -> Numbers:
+    """Where to begin: the cluster of the largest error is cut at its mean, until there are so many."""
+    sums, squares = (np.concatenate([[0.0], x.cumsum()]) for x in (ordered, ordered**2))
+
+    def mean(start: int, end: int) -> float:
+        return float(sums[end] - sums[start]) / (end - start)
+
+    def cluster(start: int, end: int) -> tuple[float, int, int]:
+        error = squares[end] - squares[start] - (end - start) * mean(start, end) ** 2
+        return -float(error), start, end
+
+    clusters = [cluster(0, len(ordered))]
+    while len(clusters) < count:
+        _, start, end = heapq.heappop(clusters)
+        cut = start + int(np.searchsorted(ordered[start:end], mean(start, end), side="right"))
+        if cut in (start, end):  # all are equal
+            heapq.heappush(clusters, (0.0, start, end))
             break
-        centres = moved
-    return np.asarray(centres)
+        heapq.heappush(clusters, cluster(start, cut))
+        heapq.heappush(clusters, cluster(cut, end))
+    centres = sorted(mean(start, end) for _, start, end in clusters)
+    return np.array(centres + centres[-1:] * (count - len(centres)))
+
+
+def _means(ordered: Numbers, centres: Numbers) -> Numbers:
+    """Lloyd's iterations until no weight changes its cluster; a cluster that is empty stays where it is."""
+    sums = np.concatenate([[0.0], ordered.cumsum()])
+    ends: Numbers = np.zeros(0)
+    for _ in range(MOST_ITERATIONS):
+        before, ends = ends, np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
+        if np.array_equal(before, ends):
+            break
+        bounds = np.concatenate([[0], ends, [len(ordered)]])
+        sizes = np.diff(bounds)
+        centres = np.where(sizes > 0, np.diff(sums[bounds]) / np.maximum(sizes, 1), centres)
+    return centres
 
 
 def _few_passes() -> Any:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vigcli.config.compression import Compression
 from vigcli.config.package import PackageMeta
+from vigcli.coreml.compressed import LEAST_HALF, is_compressed, wrongly_compressed
 from vigcli.coreml.interpreter import Program, Step
 
 SAME_WEIGHT = 1e-6  # of the largest in its tensor: two conversions to fp32 may round apart
-LEAST_HALF = 2.0**-24
 QUANTIZATION = ("quantize", "dequantize")
 _LAST_AXIS = {"matmul": "transpose_y"}  # a matmul's weight has its outputs last, unless it is transposed
 
@@ -111,7 +112,7 @@ def compare_graphs(twin: Graph, shipped: Graph, meta: PackageMeta) -> Divergence
         why = (
             _wired_apart(twin, ours, shipped, theirs, precision)
             or _wrong_precision(ours, theirs, meta)
-            or _constants_apart(ours, theirs, precision)
+            or _constants_apart(ours, theirs, precision, meta.compression)
         )
         if why:
             return Divergence(theirs.op.name, name, why)
@@ -153,10 +154,13 @@ def _wrong_precision(ours: Step, theirs: Step, meta: PackageMeta) -> str:
     return ""
 
 
-def _constants_apart(ours: Step, theirs: Step, precision: str) -> str:
-    axis = output_axis(ours)
+def _constants_apart(ours: Step, theirs: Step, precision: str, compression: Compression | None) -> str:
+    axis, result = output_axis(ours), theirs.outputs[0].name
     for parameter in sorted(ours.constants.keys() | theirs.constants.keys()):
-        why = _apart(ours.constants.get(parameter), theirs.constants.get(parameter), precision, axis)
+        first, second = ours.constants.get(parameter), theirs.constants.get(parameter)
+        why = _apart(first, second, precision)
+        if why and compression and isinstance(second, Tensor) and is_compressed(first, result, compression):
+            why = wrongly_compressed(first, second, axis, compression)
         if why:
             return f"its {parameter} {why}"
     return ""
@@ -165,27 +169,25 @@ def _constants_apart(ours: Step, theirs: Step, precision: str) -> str:
 # ------------------------------------------------------------------------------------------------ constants
 
 
-def _apart(ours: Any, theirs: Any, precision: str, axis: int = 0) -> str:
+def _apart(ours: Any, theirs: Any, precision: str) -> str:
     """What tells two constants apart, precision aside."""
     if isinstance(ours, float) and isinstance(theirs, float):
         return _apart(torch.tensor(ours), torch.tensor(theirs), precision) and f"is {theirs:g}, not {ours:g}"
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        return _tensors_apart(ours, theirs, precision, axis)
+        return _tensors_apart(ours, theirs, precision)
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        same = not any(_apart(*pair, precision, axis) for pair in zip(ours, theirs, strict=True))
+        same = not any(_apart(*pair, precision) for pair in zip(ours, theirs, strict=True))
     else:
         same = ours == theirs or _kind(str(ours)) == _kind(str(theirs)) != ""  # dtypes
     return "" if same else f"is {_short(theirs)}, not {_short(ours)}"
 
 
-def _tensors_apart(ours: Tensor, theirs: Tensor, precision: str, axis: int) -> str:
+def _tensors_apart(ours: Tensor, theirs: Tensor, precision: str) -> str:
     if ours.shape != theirs.shape:
         return f"is {tuple(theirs.shape)}, not {tuple(ours.shape)}"
     if not ours.is_floating_point():
         return "" if torch.equal(ours, theirs) else "differs"
     if same_single(ours, theirs) or (precision != "fp32" and same_half(ours, theirs)):
-        return ""
-    if precision == "int8" and ours.ndim >= 2 and _within_half_a_step(ours, theirs, axis):
         return ""
     worst = float((ours - theirs).abs().max() / ours.abs().max())
     return f"differs from the checkpoint's by {worst:.1e} of the largest, more than rounding to {precision}"
@@ -206,18 +208,6 @@ def output_axis(step: Step) -> int:
     """The axis of a step's weight that has a scale for each place in a symmetric quantization: its output channels."""
     transposed = _LAST_AXIS.get(step.op.name)
     return 0 if transposed is None else -2 if step.constants.get(transposed) else -1
-
-
-def _within_half_a_step(ours: Tensor, theirs: Tensor, axis: int) -> bool:
-    largest = ours.abs().movedim(axis, 0).flatten(1).amax(1)
-    step = largest / 127
-    bound = step / 2 + 127 * fp16_rounding(step) + fp16_rounding(largest)  # scale and weight were fp16 before
-    return bool(((ours - theirs).abs().movedim(axis, 0).flatten(1).amax(1) <= 1.05 * bound).all())
-
-
-def fp16_rounding(value: Tensor) -> Tensor:
-    """The most by which rounding to fp16 moves a value."""
-    return (value.abs() * 2.0**-11).clamp(min=2.0**-25)
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 The package runs in the interpreter, and with every operation of it the same operation of the twin, so that neither's
 values are kept. Which tokens a dynamic graph links, and what is a cluster, is a choice that rounding may turn: the
-package is given the twin's. What an int8 package is held to is the simulation of its quantization
+package is given the twin's. What a compressed package is held to is the simulation of its compression
 (`vigcli.coreml.simulate`).
 """
 
@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vigcli.config.compression import Compression
 from vigcli.coreml.graphs import Graph, Place, alike
 from vigcli.coreml.interpreter import OpInfo
-from vigcli.coreml.simulate import Rounding, Scales, Simulation, quantized_weights
+from vigcli.coreml.simulate import Rounding, Scales, Simulation, compressed_weights
 from vigcli.coreml.walk import Walk
 
 LARGEST_DB = 150.0
@@ -85,7 +86,7 @@ class Noise:
     """Signal and noise of every operation and every picture of a package.
 
     Args:
-        scales: of an int8 package, which is held to the simulation of its quantization; None of another.
+        compression: of a package that is held to the simulation of it; None of another.
         classes: whether the scores are those of classes.
 
     Attributes:
@@ -93,13 +94,15 @@ class Noise:
         inputs: in the order in which they were run.
         twin_scores, decisions: the twin's outputs before a softmax, and what it chose, on the last pictures.
         num_decided, num_changed: choices, and those that the package would have made otherwise.
-        rounding: of the integers of an int8 package.
+        scales: of a compressed package.
+        rounding: of the integers of 8-bit activations.
     """
 
-    def __init__(self, twin: Graph, shipped: Graph, scales: Scales | None, classes: bool):
-        self.twin, self.shipped, self.scales, self.classes = twin, shipped, scales, classes
+    def __init__(self, twin: Graph, shipped: Graph, compression: Compression | None = None, classes: bool = True):
+        self.twin, self.shipped, self.classes = twin, shipped, classes
+        self.scales = Scales(shipped) if compression else None
         self.num_alike = alike(twin, shipped)
-        self.weights = quantized_weights(twin, shipped) if scales else {}
+        self.weights = compressed_weights(twin, shipped, compression)
         self.score_places = twin.scores(), shipped.scores()
         self.ops: dict[str, OpNoise] = {}
         self.inputs: list[InputNoise] = []

@@ -1,7 +1,7 @@
-"""An int8 package's quantization, simulated in fp32 on its twin: what the package's numbers have to be.
+"""A package's compression, simulated in fp32 on its twin: what the package's numbers have to be.
 
-The twin's graph is run with weights that are quantized here, from the checkpoint's, and with activations quantized
-where the package quantizes, by its scales. Three things need saying.
+The twin's graph is run with weights compressed here, from the checkpoint's, and with activations quantized where the
+package quantizes, by its scales. Three things need saying.
 
 Scales. coremltools moves the scale of one operand of a sum into the quantization around the sum
 (`distributive_quantized_binary_op_scale_normalization`): inside, values are right up to a factor. So the factor f of
@@ -17,8 +17,7 @@ simulation is given the package's integers, as a checkpoint is given its twin's 
 how far an integer lies from the value that it stands for, beyond half a step, is held to `MAX_REGRET`. What is
 computed from quantized operands until the next quantization is the simulation's own.
 
-Weights. They are quantized symmetrically for each output channel from the checkpoint's, by code of our own and in fp16,
-as they were, so that no weight near half-way between two integers goes to the other.
+Weights. They are compressed from the checkpoint's, by code of our own (`vigcli.coreml.compressed`).
 """
 
 from __future__ import annotations
@@ -29,7 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vigcli.coreml.graphs import Divergence, Graph, output_axis, same_half, same_single
+from vigcli.config.compression import Compression
+from vigcli.coreml.compressed import as_compressed, is_compressed
+from vigcli.coreml.graphs import Divergence, Graph, output_axis, same_half
 from vigcli.coreml.interpreter import OpInfo, Step
 from vigcli.coreml.walk import Walk
 
@@ -114,28 +115,19 @@ def _rounding(scale: float) -> float:
 # ------------------------------------------------------------------------------------------------ weights
 
 
-def quantized_weights(twin: Graph, shipped: Graph) -> dict[tuple[int, str], Tensor]:
-    """The weights that the package keeps in eight bits, quantized from the twin's: by operation and parameter."""
-    found = {}
+def compressed_weights(twin: Graph, shipped: Graph, compression: Compression | None) -> dict[tuple[int, str], Tensor]:
+    """The weights that the package keeps compressed, made from the twin's: by operation and parameter."""
+    found: dict[tuple[int, str], Tensor] = {}
+    if compression is None:
+        return found
     for i, (ours, theirs) in enumerate(zip(twin.steps, shipped.steps, strict=False)):
         for parameter, weight in ours.constants.items():
             stored = theirs.constants.get(parameter)
-            if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim < 2:
+            if not is_compressed(weight, theirs.outputs[0].name, compression):
                 continue
-            if not isinstance(stored, Tensor) or stored.shape != weight.shape:
-                continue
-            if not same_half(weight, stored) and not same_single(weight, stored):
-                found[i, parameter] = fake_quantized(weight, output_axis(ours))
+            if isinstance(stored, Tensor) and stored.shape == weight.shape and not same_half(weight, stored):
+                found[i, parameter] = as_compressed(weight, stored, output_axis(ours), compression)
     return found
-
-
-def fake_quantized(weight: Tensor, axis: int) -> Tensor:
-    """Rounded to 255 steps, symmetric about 0, of which each place along the axis has its own; computed in fp16."""
-    others = [i for i in range(weight.ndim) if i != axis % weight.ndim]
-    half = weight.half()
-    step = 2 * half.abs().amax(others, keepdim=True) / 254
-    integers = torch.where(step > 0, half / step, 0.0).round()
-    return integers.float() * step.float()
 
 
 # ------------------------------------------------------------------------------------------------ activations

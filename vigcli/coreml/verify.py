@@ -31,11 +31,11 @@ from vigcli.coreml.exact import TOLERANCE, Exact
 from vigcli.coreml.graphs import Divergence, Graph, compare_graphs
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.noise import InputNoise, Noise, OpNoise
-from vigcli.coreml.simulate import MAX_REGRET, Rounding, Scales
+from vigcli.coreml.simulate import MAX_REGRET, Rounding
 from vigcli.coreml.witness import compare_readings
 from vigcli.errors import ConfigError
 
-MIN_SNR_DB = {"fp32": 90.0, "fp16": 35.0, "mixed": 35.0, "int8": 35.0}  # int8: against the simulation
+MIN_SNR_DB = {"fp32": 90.0, "fp16": 35.0, "mixed": 35.0, "int8": 35.0}  # compressed: against the simulation
 MARGIN_RATIO = 0.02  # of the range of the scores, above which the first class may not change
 MIN_INPUTS = 32
 TWIN_INPUTS = 8  # of them through the checkpoint, in double precision
@@ -134,8 +134,7 @@ def hold(
     """`verify` of a package that is loaded, with its twin."""
     meta = meta_of(program)
     ours, theirs = Graph(twin), Graph(program)
-    scales = Scales(theirs) if meta.precision == "int8" else None
-    noise = Noise(ours, theirs, scales, classes=meta.output != "features")
+    noise = Noise(ours, theirs, meta.compression, classes=meta.output != "features")
     exact = Exact(checkpoint, meta.output)
     apart = compare_readings(program.path)
     stages = dict.fromkeys(("reading", "twin", "description", "graph", "scales", "values"), None)
@@ -143,15 +142,16 @@ def hold(
         "reading": Divergence("package", program.path.name, f"two readers see it apart: {apart}") if apart else None,
         "description": compare_descriptions(twin, program, checkpoint.meta, meta),
         "graph": compare_graphs(ours, theirs, meta),
-        "scales": scales.divergence if scales else None,
+        "scales": noise.scales.divergence if noise.scales else None,
     }
     if twin.inputs[0].shape == program.inputs[0].shape:  # else the description says so
         broken = _run(noise, exact, pixels, meta, on_progress)
         stages["twin"] = _twin_divergence(exact)
-        stages["values"] = broken or values_divergence(noise, meta.precision)
+        stages["values"] = broken or values_divergence(noise, meta)
+    rounding = noise.rounding if meta.precision == "int8" else None
     return VerifyReport(
         meta, stages, exact.error, list(noise.ops.values()), noise.inputs, MIN_SNR_DB[meta.precision],
-        len(theirs.steps), dict(program.op_counts), noise.changed_percent, noise.rounding if scales else None,
+        len(theirs.steps), dict(program.op_counts), noise.changed_percent, rounding,
     )  # fmt: skip
 
 
@@ -203,9 +203,9 @@ def _twin_divergence(exact: Exact) -> Divergence | None:
 # ------------------------------------------------------------------------------------------------ values
 
 
-def values_divergence(noise: Noise, precision: str) -> Divergence | None:
+def values_divergence(noise: Noise, meta: PackageMeta) -> Divergence | None:
     """The first operation, else the first picture, whose values are not what they have to be."""
-    floor, turned = MIN_SNR_DB[precision], noise.rounding
+    precision, floor, turned = meta.precision, MIN_SNR_DB[meta.precision], noise.rounding
     noisy = [i for i, one in enumerate(noise.inputs) if one.db < floor]
     op = noise.below(floor)
     if op and (noisy or precision == "int8"):  # an int8 package's operations are held to what they are given
@@ -219,7 +219,7 @@ def values_divergence(noise: Noise, precision: str) -> Divergence | None:
     if noisy:
         return Divergence("scores", f"picture {noisy[0]}", f"{noise.inputs[noisy[0]].db:.1f} dB, below {floor:g} dB")
     for i, one in enumerate(noise.inputs):
-        if precision != "int8" and one.same_class is False and (one.margin_ratio or 0) > MARGIN_RATIO:
+        if not meta.compression and one.same_class is False and (one.margin_ratio or 0) > MARGIN_RATIO:
             what = f"another first class, where the twin's leads by {100 * (one.margin_ratio or 0):.1f} % of the range"
             return Divergence("scores", f"picture {i}", what)
     return None

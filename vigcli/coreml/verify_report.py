@@ -84,6 +84,7 @@ def summary(report: VerifyReport) -> dict[str, Any]:
     return {
         "passed": report.passed,
         "precision": report.meta.precision,
+        "compression": report.meta.compression and report.meta.compression.model_dump(mode="json"),
         "num_inputs": len(report.inputs),
         "num_ops": report.num_ops,
         "twin_relative_error": _finite(report.twin_error),
@@ -120,8 +121,9 @@ def verdict(report: VerifyReport) -> str:
 def lines(report: VerifyReport) -> list[tuple[str, str]]:
     """What was held to what, and what it measured: a name and a text each."""
     meta, worst, rounding = report.meta, report.worst, report.rounding
-    what = "the same quantization, simulated" if meta.precision == "int8" else "its fp32 twin"
+    what = "the same compression, simulated" if meta.compression else "its fp32 twin"
     found = [
+        *([("compression", meta.compression.text)] if meta.compression else []),
         ("fp32 twin", f"{report.twin_error:.1e} of the largest score off the checkpoint (held to {TOLERANCE:g})"),
         ("graph", f"{report.num_ops} operations, compared one by one, weights and constants included"),
     ]
@@ -130,7 +132,7 @@ def lines(report: VerifyReport) -> list[tuple[str, str]]:
             f"{meta.precision} package",
             f"{report.snr_db:.1f} dB and more against {what}, each picture (held to {report.min_db:g} dB)",
         ))  # fmt: skip
-    if meta.precision == "int8" and report.inputs:
+    if meta.compression and report.inputs:
         found.append(("against fp32", f"{report.fp32_snr_db:.1f} dB and more: reported, not held"))
     if rounding and rounding.num:
         turned = 100 * rounding.num_turned / rounding.num
@@ -142,7 +144,7 @@ def lines(report: VerifyReport) -> list[tuple[str, str]]:
         text = "(of neighbours in their order, and clusters) would fall otherwise; run with the twin's"
         found.append(("choices", f"{report.changed_percent:.2f} % {text}"))
     if meta.output != "features" and report.inputs:
-        held = "" if meta.precision == "int8" else f", held where it leads by {100 * MARGIN_RATIO:g} %"
+        held = "" if meta.compression else f", held where it leads by {100 * MARGIN_RATIO:g} %"
         found.append(("first class", f"another in {report.num_other_class} of {len(report.inputs)} pictures{held}"))
     found.append(("inputs", f"{len(report.inputs)} pictures at {meta.arch.resolution} px"))
     return found
@@ -235,12 +237,12 @@ def _ops_picture(report: VerifyReport) -> Html | None:
 def _ops(report: VerifyReport) -> Html | None:
     if not report.ops:
         return None
-    int8 = report.meta.precision == "int8"
+    compressed = report.meta.compression is not None
     rows = [
-        (breakable(op.info.name), op.info.op_type, f"{op.held.db:.1f}", *([f"{op.fp32.db:.1f}"] if int8 else []))
+        (breakable(op.info.name), op.info.op_type, f"{op.held.db:.1f}", *([f"{op.fp32.db:.1f}"] if compressed else []))
         for op in report.ops
     ]
-    columns = ("result", "operation", "dB", *(["dB against fp32"] if int8 else []))
+    columns = ("result", "operation", "dB", *(["dB against fp32"] if compressed else []))
     return table(columns, rows, "In the order in which they run. 150 dB: no noise; -150 dB: not finite.")
 
 
