@@ -132,4 +132,4 @@ def test_a_network_that_is_not_the_packages_is_refused(small: Made) -> None:
     pixels = tiny.pixels(1)
     x = normalize(pixels.to(torch.uint8), small.checkpoint.meta.preprocessing)
     with pytest.raises(ConfigError, match="is not found in the network"):
-        find_roundings(tiny.checkpoint(seed=1).model, x, twin, Graph(program), pixels)
+        find_roundings(tiny.checkpoint(seed=1).model, x, twin, Graph(program), INT8, pixels)

@@ -49,11 +49,12 @@ def roundings_of(checkpoint: Checkpoint, package: Path | str, pixels: Tensor) ->
 
     Raises ConfigError for a network in which what the package rounds is not found.
     """
-    program, meta = Program.load(package), checkpoint.meta
-    twin = Graph(twin_of(checkpoint, meta_of(program)))
+    program = Program.load(package)
+    meta = meta_of(program)
+    twin, x = Graph(twin_of(checkpoint, meta)), normalize(pixels, meta.preprocessing)
     with torch.no_grad():
         network = form_of(meta.arch)(checkpoint.model)
-        return find_roundings(network, normalize(pixels, meta.preprocessing), twin, Graph(program), pixels.float())
+        return find_roundings(network, x, twin, Graph(program), meta.compression, pixels.float())
 
 
 def calibrated_roundings(

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vigcli.compress.calibrate import STEPS
+from vigcli.config.compression import Compression
 from vigcli.coreml.graphs import Graph, Place
-from vigcli.coreml.simulate import RANGES, Scales, quantized_weights
+from vigcli.coreml.simulate import RANGES, Scales, compressed_weights
 from vigcli.errors import ConfigError
 from vigcli.train.network import Form, itself
 
@@ -148,13 +149,16 @@ class _RoundingMode(_Numbering):
 # ------------------------------------------------------------------------------------------------ finding
 
 
-def find_roundings(network: nn.Module, x: Tensor, twin: Graph, shipped: Graph, pixels: Tensor) -> Roundings:
+def find_roundings(
+    network: nn.Module, x: Tensor, twin: Graph, shipped: Graph, compression: Compression | None, pixels: Tensor
+) -> Roundings:
     """Where the network rounds that a package is of.
 
     Args:
         network: the form that the package was made of.
         x: (1, 3, R, R) a picture, as the network takes it; `pixels` the same in 0 ... 255, RGB.
         twin: the fp32 package of the same network, of the same operations.
+        compression: what was made smaller in the package.
 
     Raises ConfigError where something that the package rounds is not found in the network.
     """
@@ -176,7 +180,7 @@ def find_roundings(network: nn.Module, x: Tensor, twin: Graph, shipped: Graph, p
         if ops := wanted.get(name):
             results[number(shipped.place[source])] = Rounding(step, zero_point, low, high, frozenset(ops))
     weights = {}
-    for i, _ in quantized_weights(twin, shipped):
+    for i, _ in compressed_weights(twin, shipped, compression):
         behind = number((i, 0))  # or behind a norm that the conversion folded
         weights[max(layer for layer in layers if layer <= behind)] = shipped.steps[i].outputs[0].name
     return Roundings(results, weights, reach)
