@@ -28,7 +28,13 @@ from vigcli.train.data import normalize
 
 pytest.importorskip("coremltools", exc_type=ImportError)
 SHA = "ab" * 32
-SHORT = {"resolution": 64, "num_classes": 10, "stages[2].transformer_depth": 1, "stages[3].transformer_depth": 1, "stages[4].transformer_depth": 1}
+SHORT = {
+    "resolution": 64,
+    "num_classes": 10,
+    "stages[2].transformer_depth": 1,
+    "stages[3].transformer_depth": 1,
+    "stages[4].transformer_depth": 1,
+}
 OTHERS: dict[str, ArchConfig] = {  # the families that `tiny` is not of
     "greedyvig": tiny.CONFIG.changed({"stages[3].mixer": "dagc", "stages[3].reach": 1}),
     "mobilevig": arch_config("mobilevig_ti").changed({"resolution": 96, "num_classes": 10}),

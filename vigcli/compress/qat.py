@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from vigcli.archs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vigcli.compress.calibrate import Ranges
 from vigcli.compress.quantize import Progress, Source, compress
 from vigcli.compress.rounded import Rounded, Roundings, find_roundings
 from vigcli.config.archs import ArchConfig, TimmConfig
 from vigcli.config.checkpoint import CheckpointMeta, Quantization
 from vigcli.config.compression import Compression
 from vigcli.config.recipe import Data, Recipe
-from vigcli.config.recipe_parts import CHECKPOINT_SUFFIX, Distillation
+from vigcli.config.recipe_parts import Distillation
 from vigcli.coreml.convert import meta_of
 from vigcli.coreml.graphs import Graph
 from vigcli.coreml.interpreter import Program
@@ -60,11 +60,31 @@ def roundings_of(checkpoint: Checkpoint, package: Path | str, pixels: Tensor) ->
 def calibrated_roundings(
     checkpoint: Checkpoint, source: Source, compression: Compression, pixels: Tensor, on_progress: Progress
 ) -> Roundings:
-    """Where a checkpoint's network would round, were it quantized now."""
+    """Where a checkpoint's network rounds in the package that it would make now; ranges that it was trained with hold.
+
+    Args:
+        pixels: (N, 3, R, R) uint8 RGB to calibrate on.
+    """
     with tempfile.TemporaryDirectory(prefix="vig-int8-") as folder:
         package = Path(folder) / "net.mlpackage"
-        compress(source, package, compression, pixels, on_progress=on_progress)
+        ranges = trained_ranges(checkpoint.meta, source)
+        compress(source, package, compression, pixels, ranges=ranges, on_progress=on_progress)
+        on_progress("looking up what the package rounds", 0, 1)
         return roundings_of(checkpoint, package, pixels[:1])
+
+
+def trained_ranges(meta: CheckpointMeta, source: Source) -> Ranges | None:
+    """The ranges that a checkpoint was trained with; None where it was trained without.
+
+    Raises ConfigError where they are of results that its package does not have.
+    """
+    if meta.quantization is None:
+        return None
+    names = {feature.name for feature in source.program.inputs} | {info.name for info in source.program.operations}
+    if strange := sorted(meta.quantization.reach.keys() - names):
+        what = f"the checkpoint was trained with a range of '{strange[0]}', which its package does not have."
+        raise ConfigError(what, "Quantize for the iOS that it was trained for: --target.")
+    return {name: {"rmin": -reach, "rmax": reach} for name, reach in meta.quantization.reach.items()}
 
 
 def qat_recipe(recipe: Recipe, path: Path | str, meta: CheckpointMeta, data: Data) -> Recipe:

@@ -26,6 +26,7 @@ LAYERS = (F.conv2d, F.linear)
 QUANTIZED = ("conv", "linear", "add", "avg_pool", "max_pool")  # around what coremltools puts quantizations
 SAME, ALIKE = 1e-5, 1e-3  # how far two prints of the same values may be apart, by rounding and at all
 
+
 class Rounding(NamedTuple):
     """How the numbers of a result are rounded.
 

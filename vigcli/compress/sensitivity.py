@@ -1,5 +1,5 @@
-"""What eight bits cost operation by operation, and which of them to keep in fp16 so that accuracy does not drop more
-than is allowed. Told by the network that rounds where its package does (`vigcli.compress.rounded`), on training pictures.
+"""What eight bits cost operation by operation, and which of them to keep in fp16 so that accuracy drops no more than is
+allowed; told by the network that rounds where its package does (`vigcli.compress.rounded`), on training pictures.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vigcli.compress.quantize import Progress
 from vigcli.compress.rounded import Rounded, Roundings
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.noise import NOTHING, Ratio
 from vigcli.train.evaluate import normalized
 
-Progress = Callable[[str, int, int], None]
 BATCH = 32
+HARM_PICTURES = 64  # on which operations are put in order
 
 
 class Harm(NamedTuple):
@@ -24,6 +25,38 @@ class Harm(NamedTuple):
 
     op: str
     db: float
+
+
+class Kept(NamedTuple):
+    """What stays in fp16.
+
+    Attributes:
+        harms: of every operation, the worst first; `num_kept` of them stay.
+        drop_points: by how many points top-1 then falls, on the training pictures that decided.
+    """
+
+    harms: tuple[Harm, ...]
+    num_kept: int
+    drop_points: float
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        return tuple(harm.op for harm in self.harms[: self.num_kept])
+
+
+def keep_within(probe: Probe, max_drop_points: float, on_progress: Progress) -> Kept:
+    """Which operations to keep in fp16, the fewest of the worst that do, so that top-1 falls by no more than so many
+    points."""
+    harms = probe.harms(HARM_PICTURES, on_progress)
+    tried: dict[int, float] = {}
+
+    def is_enough(kept: Sequence[str]) -> bool:
+        on_progress("ways to keep some in fp16", len(tried), len(harms).bit_length() + 1)
+        tried[len(kept)] = probe.drop_points(kept)
+        return tried[len(kept)] <= max_drop_points
+
+    count = fewest(harms, is_enough)
+    return Kept(tuple(harms), count, tried.get(count, 0.0))  # with all of them in fp16 nothing is rounded
 
 
 class Probe:

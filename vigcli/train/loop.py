@@ -107,7 +107,8 @@ def train(
     The checkpoint is the last epoch's, not the best one on the validation split: a maximum over epochs would flatter
     the network by the luck of one evaluation, and its accuracy would no longer be one of unseen pictures.
     `until_epoch` ends this call after so many epochs of the recipe's; `opened` are the two splits to take; `on_notice`
-    is told of damaged pictures; `form` computes in the network's place. Every process of `world` makes this call; the leader alone writes.
+    is told of damaged pictures; `form` computes in the network's place. Every process of `world` makes this call; the
+    leader alone writes.
     """
     data = recipe.data if data_root is None else recipe.data.changed({"root": str(data_root)})
     recipe = recipe.model_copy(update={"data": data})

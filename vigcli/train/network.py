@@ -20,7 +20,6 @@ from vigcli.train.schedule import make_optimizer
 from vigcli.train.start import start_from
 from vigcli.train.state import State, fixed_of
 
-
 Form = Callable[[nn.Module], nn.Module]
 """A network -> what computes in its place with its weights, in training and in evaluation."""
 
