@@ -112,7 +112,7 @@ def _config(
 
         return load_recipe(path).arch_config(), None
     if operations is not None and operations.meta is not None:
-        return operations.meta.arch, operations.meta.precision
+        return operations.meta.arch, operations.meta.priced_as
     from vigcli.archs.checkpoint import read_meta
     from vigcli.cli.load import picked_checkpoint
 

@@ -1,131 +1,195 @@
-"""`vig quantize`: an int8 package, and what it cost."""
+"""`vig quantize`: a smaller package, and what it cost."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from vigcli.cli.options import Integer, dry_run_option, json_option, output_option
-from vigcli.cli.output import emit_json, progress, say, table
-from vigcli.errors import ConfigError, UsageError
-from vigcli.units import format_bytes
+from vigcli.cli.options import Integer, dry_run_option, json_option, output_option, table_option
+from vigcli.cli.output import Progress, emit_json, progress, say
+from vigcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from vigcli.archs.checkpoint import Checkpoint
+    from vigcli.compress.measure import Cost
+    from vigcli.config.compression import Compression
+    from vigcli.config.package import MinimumIos, PackageMeta
+    from vigcli.config.recipe import Data
+    from vigcli.train.data import Pictures
+
+GROUP_CHANNELS = 16  # that share a palette where iOS has palettes of groups
+
+
+class Asked(NamedTuple):
+    """What the options say of a compression."""
+
+    int8: bool
+    weights_only: bool
+    bits: str | None
+    sparsity: float | None
+    calibrate: Any
+    target: str | None
+
+
+class Job(NamedTuple):
+    """What is compressed, how, and on which pictures."""
+
+    path: Path
+    checkpoint: Checkpoint
+    compression: Compression
+    minimum_ios: MinimumIos
+    data: Data
+    num_calibration_images: int
+    val: Pictures
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "checkpoint": str(self.path),
+            "compression": self.compression.model_dump(mode="json"),
+            "minimum_ios": self.minimum_ios,
+            "num_calibration_images": self.num_calibration_images,
+            "num_images": len(self.val),
+        }
+
+
+def compression_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `Asked`."""
+    for option in reversed((
+        click.option("--int8", is_flag=True, help="Weights and activations in eight bits (W8A8)."),
+        click.option("--weights-only", is_flag=True, help="Weights alone in eight bits; activations stay in fp16."),
+        click.option("--bits", type=click.Choice(("4", "6")),
+                     help="Weights of palettes, of 16 or 64 values; from --target ios18 on one for every "
+                          f"{GROUP_CHANNELS} channels. With --int8 the activations in eight bits."),
+        click.option("--sparsity", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="RATIO",
+                     help="The share of the large weights, the smallest, to be zero and not stored: 0.5. Together with "
+                          "the others it needs iOS 18."),
+        click.option("--calibrate", type=click.Choice(("percentile", "error", "minmax")),
+                     help="Ranges of 8-bit activations: 99.99 % of the numbers (default), the least squared error, "
+                          "or all."),
+        click.option("--target", type=click.Choice(("ios16", "ios17", "ios18")),
+                     help="The least iOS that runs the package; default: the first that can."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def compression_of(asked: Asked) -> Compression:
+    """The compression that the options describe. Raises UsageError."""
+    from vigcli.config.compression import Compression
+
+    has_activations = asked.int8 and not asked.weights_only
+    if not (asked.int8 or asked.weights_only or asked.bits or asked.sparsity):
+        raise UsageError("what to quantize to is not said.", "Write vig quantize --int8.")
+    if asked.calibrate and not has_activations:
+        raise UsageError("--calibrate chooses ranges of activations, which stay in fp16.", "Add --int8.")
+    bits: Any = int(asked.bits) if asked.bits else 8 if asked.int8 or asked.weights_only else 16
+    return Compression(
+        weight_bits=bits,
+        group_channels=GROUP_CHANNELS if asked.bits and asked.target == "ios18" else None,
+        sparsity_ratio=asked.sparsity or 0.0,
+        activation_bits=8 if has_activations else 16,
+        calibration=(asked.calibrate or "percentile") if has_activations else None,
+    )
 
 
 @click.command()
 @click.argument("checkpoint_name", metavar="[CHECKPOINT]", required=False)
-@click.option("--int8", is_flag=True, help="Weights and activations in eight bits (W8A8).")
-@click.option(
-    "--target",
-    type=click.Choice(("ios16", "ios17", "ios18")),
-    default="ios17",
-    show_default=True,
-    help="The least iOS that runs the package; eight-bit activations need iOS 17.",
-)
+@compression_options
 @click.option(
     "--data", "data_root", type=click.Path(), help="Folder with train/ and val/; default: the checkpoint's data."
 )
 @click.option("--images", type=Integer(128), default=256, show_default=True, help="Training pictures to calibrate on.")
+@table_option
 @output_option
 @dry_run_option
 @json_option
 def command(
     checkpoint_name: str | None,
-    int8: bool,
-    target: str,
     data_root: str | None,
     images: int,
+    table_name: str,
     output: str | None,
     dry_run: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Write an int8 CoreML package of CHECKPOINT (default: the newest) and measure it by running it.
+    """Write a smaller CoreML package of CHECKPOINT (default: the newest) and measure it by running it.
+
+    --int8, --weights-only or --bits says how numbers are kept, --sparsity leaves some out; a pruned checkpoint is
+    quantized like any other.
 
     Example:  vig quantize --int8
     """
-    if not int8:
-        raise UsageError("what to quantize to is not said.", "Write vig quantize --int8.")
-    if target == "ios16":
-        hint = "Take --target ios17, or stay in fp16: vig export --target ios16."
-        raise UsageError("--target ios16: has no operations on eight-bit activations.", hint)
-    ios: Any = int(target.removeprefix("ios"))
-    from vigcli.archs.checkpoint import load_checkpoint
-    from vigcli.cli.load import data_of, named, picked_checkpoint, run_folder
-    from vigcli.train.data import check_classes, load_split, open_data
+    asked = Asked(**options)
+    job = _job(checkpoint_name, asked, compression_of(asked), data_root, images)
+    from vigcli.cli.load import run_folder
+    from vigcli.cli.quantize_print import as_record, priced, show
+    from vigcli.files import write_json
+    from vigcli.latency.table import load_table
+    from vigcli.runs.rundir import new_run
 
-    path = picked_checkpoint(checkpoint_name)
-    checkpoint = load_checkpoint(path)
-    meta = checkpoint.meta
-    data = data_of(meta, data_root)
-    train, val = open_data(data, "train"), open_data(data, "val")
-    check_classes(train, meta.arch.num_classes, meta.labels)
-    check_classes(val, meta.arch.num_classes, meta.labels)
-    if len(train) < 128:
-        raise ConfigError(f"{train.name}: {len(train)} pictures are too few to calibrate on.", "Give at least 128.")
-    say(f"Taking {named(path, meta)}.")
-    say(f"Calibrating on {min(images, len(train))} training pictures, measuring on {len(val)} others.")
+    latency_table = load_table(table_name)
     if dry_run:
         if as_json:
-            emit_json(
-                {"checkpoint": str(path), "num_calibration_images": min(images, len(train)), "num_images": len(val)}
-            )
+            emit_json(job.record())
         return
-    from vigcli.compress.quantize import quantize
-    from vigcli.config.compression import INT8
-    from vigcli.coreml.convert import preprocessing_text
-    from vigcli.coreml.runtime import open_runner
-    from vigcli.files import bytes_on_disk, write_json
-    from vigcli.runs.provenance import provenance, sha256
-    from vigcli.runs.rundir import new_run, write_run_file
-    from vigcli.train.data import eval_batches
-    from vigcli.train.evaluate import agreement_percent, evaluate, normalized
-
-    size = meta.arch.resolution
-    digest = sha256(path)
-    calibration, _ = load_split(data, "train", meta.preprocessing, size, limit=images)
     with new_run("quantize", run_folder(output)) as run:
-        package = run / "int8.mlpackage"
+        package = run / f"{job.compression.name}.mlpackage"
         with progress() as advance:
-            written = quantize(checkpoint, digest, package, INT8, calibration, ios, on_progress=advance)
-            runner = open_runner(package)
-
-            def measured(what: str, predict: Any) -> Any:
-                batches = eval_batches(val, meta.preprocessing, size, batch_size=runner.batch_size)
-                return evaluate(predict, batches, lambda done: advance(f"{what}: images", done, len(val)))
-
-            fp32 = measured("fp32", normalized(checkpoint.model, meta.preprocessing))
-            int8_result = measured("int8", runner)
-        agreement = agreement_percent(fp32, int8_result)
-        write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
-        size_bytes = bytes_on_disk(package)
-        answer = {
-            "package": str(package),
-            "checkpoint": str(path),
-            "size_bytes": size_bytes,
-            "minimum_ios": written.minimum_ios,
-            "num_calibration_images": len(calibration),
-            "num_images": fp32.num_images,
-            "top1_percent_fp32": round(fp32.top1_percent, 2),
-            "top1_percent_int8": round(int8_result.top1_percent, 2),
-            "agreement_percent": round(agreement, 2),
-            "latency_ms": None,
-        }
-        write_json(run / "quantize.json", answer)
+            written, found = _made(job, run, package, advance)
+        prices = priced(written, latency_table)
+        made = {"package": str(package), "compression": written.compression and written.compression.model_dump()}
+        answer = {**job.record(), **made, **as_record(found, prices)}
+        write_json(run / "quantize.json", {**answer, "layers": [vars(layer) for layer in found.layers]})
     if as_json:
         emit_json(answer)
         return
-    rows = []
-    for name, result in (("fp32 network", fp32), ("int8 package", int8_result)):
-        low, high = result.interval_percent()
-        is_int8 = result is int8_result
-        rows.append((
-            name, f"{result.top1_percent:.1f} ({low:.1f} to {high:.1f})", result.num_images,
-            f"{agreement:.1f}" if is_int8 else "100.0", format_bytes(size_bytes) if is_int8 else "",
-            "not known" if is_int8 else "",
-        ))  # fmt: skip
-    table(("", "top-1 % (95 %)", "pictures", "agreement %", "size", "ms"), rows, title=f"{path}, measured")
-    say(f"The package was run by {runner.ran_by}. It needs iOS {ios} or later.")
-    say("Milliseconds of int8: not known; the latency tables know fp16.")
-    say(f"Wrote {package}. Input: {preprocessing_text(written)}.")
+    show(found, written, package, prices)
     click.echo(f"Next:  vig verify {package}")
+
+
+def _job(
+    checkpoint_name: str | None, asked: Asked, compression: Compression, data_root: str | None, images: int
+) -> Job:
+    """Everything that can be refused before anything long is done."""
+    from vigcli.archs.checkpoint import load_checkpoint
+    from vigcli.cli.load import data_of, named, picked_checkpoint
+    from vigcli.compress.calibrate import check_images
+    from vigcli.compress.quantize import check_target
+    from vigcli.train.data import check_classes, open_data
+
+    minimum_ios = check_target(compression, int(asked.target.removeprefix("ios")) if asked.target else None)
+    path = picked_checkpoint(checkpoint_name)
+    checkpoint = load_checkpoint(path)
+    data = data_of(checkpoint.meta, data_root)
+    train, val = open_data(data, "train"), open_data(data, "val")
+    for pictures in (train, val):
+        check_classes(pictures, checkpoint.meta.arch.num_classes, checkpoint.meta.labels)
+    count = min(images, len(train))
+    if compression.activation_bits == 8:
+        check_images(count, train.name)
+    say(f"Taking {named(path, checkpoint.meta)}: {compression.text}; iOS {minimum_ios} and later.")
+    say(f"Calibrating on {count} training pictures, measuring on {len(val)} others.")
+    return Job(path, checkpoint, compression, minimum_ios, data, count, val)
+
+
+def _made(job: Job, run: Path, package: Path, advance: Progress) -> tuple[PackageMeta, Cost]:
+    """The package written, and measured beside the network and its fp16 package."""
+    from vigcli.compress.measure import baseline, cost
+    from vigcli.compress.quantize import compress, half_package
+    from vigcli.runs.provenance import provenance, sha256
+    from vigcli.runs.rundir import write_run_file
+    from vigcli.train.data import load_split
+
+    meta, digest = job.checkpoint.meta, sha256(job.path)
+    write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
+    pixels, _ = load_split(
+        job.data, "train", meta.preprocessing, meta.arch.resolution, limit=job.num_calibration_images
+    )
+    with half_package(job.checkpoint, digest, job.minimum_ios, pixels, advance) as source:
+        written = compress(source, package, job.compression, pixels, on_progress=advance)
+        return written, cost(package, source, baseline(job.checkpoint, source, job.val, advance), job.val, advance)

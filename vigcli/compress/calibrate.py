@@ -117,10 +117,12 @@ def activation_ranges(
     return ranges
 
 
-def check_images(count: int) -> None:
+def check_images(count: int, name: str = "") -> None:
     """Raise ConfigError for too few pictures to calibrate on."""
     if count < MIN_IMAGES:
-        raise ConfigError(f"{count} pictures are too few to calibrate on.", f"Give at least {MIN_IMAGES}.")
+        whose = f"{name}: " if name else ""
+        hint = f"Give at least {MIN_IMAGES}, or leave the activations in fp16: --weights-only."
+        raise ConfigError(f"{whose}{count} pictures are too few to calibrate on.", hint)
 
 
 def check_fp16(op_type: str, name: str, largest: float) -> None:

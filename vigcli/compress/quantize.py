@@ -23,11 +23,13 @@ from vigcli.coreml.convert import export, quiet, save_package, write_program
 from vigcli.coreml.interpreter import Program
 from vigcli.errors import UsageError
 
+RANGE_IMAGES = 32
+
 Progress = Callable[[str, int, int], None]
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    pass
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,23 @@ class Source:
 
 @contextlib.contextmanager
 def half_package(
-    checkpoint: Checkpoint, checkpoint_sha256: str, minimum_ios: MinimumIos, on_progress: Progress = _silent
+    checkpoint: Checkpoint,
+    checkpoint_sha256: str,
+    minimum_ios: MinimumIos,
+    pixels: Tensor | None = None,
+    on_progress: Progress = silent,
 ) -> Iterator[Source]:
-    """Convert a checkpoint once, to be compressed in as many ways as is wanted."""
+    """Convert a checkpoint once, to be compressed in as many ways as is wanted.
+
+    Args:
+        pixels: (N, 3, R, R) uint8 RGB pictures, of which the first are run to see that fp16 holds the network.
+
+    Raises VigError where it does not.
+    """
     with tempfile.TemporaryDirectory(prefix="vig-fp16-") as folder:
         path = Path(folder) / "fp16.mlpackage"
-        on_progress("converting", 0, 1)
-        meta = export(checkpoint, checkpoint_sha256, path, "fp16", minimum_ios)
+        some = None if pixels is None else pixels[:RANGE_IMAGES]
+        meta = export(checkpoint, checkpoint_sha256, path, "fp16", minimum_ios, images=some, on_progress=on_progress)
         yield Source(path, Program.load(path), meta)
 
 
@@ -60,7 +72,7 @@ def quantize(
     minimum_ios: MinimumIos | None = None,
     *,
     ranges: Ranges | None = None,
-    on_progress: Progress = _silent,
+    on_progress: Progress = silent,
 ) -> PackageMeta:
     """Write the compressed package of a checkpoint, whole or not at all, and return what it says of itself.
 
@@ -72,7 +84,7 @@ def quantize(
     ios = check_target(compression, minimum_ios)
     if compression.activation_bits == 8 and ranges is None:
         check_images(0 if pixels is None else len(pixels))
-    with half_package(checkpoint, checkpoint_sha256, ios, on_progress) as source:
+    with half_package(checkpoint, checkpoint_sha256, ios, pixels, on_progress) as source:
         return compress(source, path, compression, pixels, ranges=ranges, on_progress=on_progress)
 
 
@@ -83,7 +95,7 @@ def compress(
     pixels: Tensor | None = None,
     *,
     ranges: Ranges | None = None,
-    on_progress: Progress = _silent,
+    on_progress: Progress = silent,
 ) -> PackageMeta:
     """Write the compressed form of an fp16 package.
 
@@ -118,18 +130,20 @@ def _program_of(model: Any) -> Program:
         return Program.load(Path(folder) / "net.mlpackage")
 
 
-def check_target(compression: Compression, minimum_ios: MinimumIos | None) -> MinimumIos:
+def check_target(compression: Compression, minimum_ios: int | None) -> MinimumIos:
     """The least iOS of a package. Raises UsageError for one that cannot run it, with what it can."""
     least = compression.least_ios
-    if minimum_ios is None or minimum_ios >= least:
-        return minimum_ios or least
+    if minimum_ios is None or minimum_ios == least:
+        return least
+    if minimum_ios > least:
+        return 18 if minimum_ios == 18 else 17
     nearest = _nearest(compression, minimum_ios)
     hint = f"Take --target ios{least}" + (f", or {nearest}." if nearest else ".")
-    raise UsageError(f"--target ios{minimum_ios}: {compression.text} need iOS {least}.", hint)
+    raise UsageError(f"--target ios{minimum_ios}: {compression.text}: that needs iOS {least}.", hint)
 
 
-def _nearest(compression: Compression, minimum_ios: MinimumIos) -> str:
+def _nearest(compression: Compression, minimum_ios: int) -> str:
     """What comes nearest to a compression on an older iOS."""
     if compression.sparsity_ratio and compression.weight_bits < 16:
         return "leave --sparsity out" if minimum_ios == 17 or compression.activation_bits == 16 else ""
-    return "stay with 8-bit weights: --weights-only" if compression.activation_bits == 8 else ""
+    return "keep the activations in fp16: --weights-only" if compression.activation_bits == 8 else ""

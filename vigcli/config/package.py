@@ -52,6 +52,13 @@ class PackageMeta(CheckpointMeta):
         return self
 
     @property
+    def priced_as(self) -> str:
+        """What a latency table has to know: the precision, and what is done with the weights."""
+        if self.compression is None or self.compression.name == self.precision:
+            return self.precision
+        return self.compression.name
+
+    @property
     def given_channels(self) -> Channels:
         """The order of the channels of what is put in. CoreML puts those of an image into any order that a package
         asks for; a tensor is RGB always."""

@@ -14,7 +14,7 @@ from vigcli.coreml.interpreter import Program, Step
 
 NETWORK = "network_"  # what `vigcli.coreml.convert` calls the network inside the module that it converts
 _WEIGHT = re.compile(
-    r"(?P<module>.+?)_(?P<parameter>weight|bias|gamma|beta)(?:_\d+)?(?:_to_fp16|_quantized|_palettized)*"
+    r"(?P<module>.+?)_(?P<parameter>weight|bias|gamma|beta)(?:_\d+)?(?:_to_fp16|_quantized|_palettized|_sparsified)*"
 )
 _FIRST_INDEX = re.compile(r"(?P<list>.+?)_(?P<index>\d+)(?:_|$)")
 

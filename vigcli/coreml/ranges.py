@@ -91,8 +91,8 @@ def check_half(
     first = over[0]
     share = "beyond fp16, which ends at 65504" if first.largest > FP16_MAX else "over half of fp16's range (65504)"
     what = f"{described(program, first.info, blocks)} reaches {first.largest:.3g} on {num_images} pictures, {share}"
-    mixed = f"--precision mixed keeps {kept} of {len(program.operations)} results in fp32."
-    raise VigError(f"{what}.", mixed if precision == "fp16" else "--precision fp32 holds them all.")
+    mixed = f"vig export --precision mixed keeps {kept} of {len(program.operations)} results in fp32."
+    raise VigError(f"{what}.", mixed if precision == "fp16" else "vig export --precision fp32 holds them all.")
 
 
 def kept_apart(program: Program, over: set[str]) -> set[str]:
