@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from vigcli.cli.options import Integer, dry_run_option, json_option, output_option, table_option
+from vigcli.cli.options import (
+    Integer,
+    dry_run_option,
+    json_option,
+    output_option,
+    recipe_set_option,
+    table_option,
+)
 from vigcli.cli.output import Progress, emit_json, progress, say
-from vigcli.errors import UsageError
+from vigcli.cli.quantize_train import qat_recipe_of, settled, trained
+from vigcli.errors import InfeasibleError, UsageError
 
 if TYPE_CHECKING:
     from vigcli.archs.checkpoint import Checkpoint
     from vigcli.compress.measure import Cost
     from vigcli.config.compression import Compression
     from vigcli.config.package import MinimumIos, PackageMeta
-    from vigcli.config.recipe import Data
+    from vigcli.config.recipe import Data, Recipe
     from vigcli.train.data import Pictures
 
 GROUP_CHANNELS = 16  # that share a palette where iOS has palettes of groups
@@ -33,6 +43,8 @@ class Asked(NamedTuple):
     sparsity: float | None
     calibrate: Any
     target: str | None
+    qat: bool
+    max_drop: float | None
 
 
 class Job(NamedTuple):
@@ -45,10 +57,15 @@ class Job(NamedTuple):
     data: Data
     num_calibration_images: int
     val: Pictures
+    recipe: Recipe | None
+    max_drop: float | None
 
     def record(self) -> dict[str, Any]:
+        from vigcli.config.package import network_name
+
         return {
             "checkpoint": str(self.path),
+            "network": network_name(self.checkpoint.meta),
             "compression": self.compression.model_dump(mode="json"),
             "minimum_ios": self.minimum_ios,
             "num_calibration_images": self.num_calibration_images,
@@ -70,6 +87,9 @@ def compression_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--calibrate", type=click.Choice(("percentile", "error", "minmax")),
                      help="Ranges of 8-bit activations: 99.99 % of the numbers (default), the least squared error, "
                           "or all."),
+        click.option("--qat", is_flag=True, help="Train the weights in the int8 package's place, with its ranges."),
+        click.option("--max-drop", type=click.FloatRange(0, 100), metavar="POINTS",
+                     help="Keep the operations in fp16 that hurt most, until top-1 drops no more than so many points."),
         click.option("--target", type=click.Choice(("ios16", "ios17", "ios18")),
                      help="The least iOS that runs the package; default: the first that can."),
     )):  # fmt: skip
@@ -86,6 +106,9 @@ def compression_of(asked: Asked) -> Compression:
         raise UsageError("what to quantize to is not said.", "Write vig quantize --int8.")
     if asked.calibrate and not has_activations:
         raise UsageError("--calibrate chooses ranges of activations, which stay in fp16.", "Add --int8.")
+    for option, given in (("--qat", asked.qat), ("--max-drop", asked.max_drop is not None)):
+        if given and (not has_activations or asked.bits or asked.sparsity):
+            raise UsageError(f"{option} is of weights and activations in eight bits.", f"Write --int8 {option}.")
     bits: Any = int(asked.bits) if asked.bits else 8 if asked.int8 or asked.weights_only else 16
     return Compression(
         weight_bits=bits,
@@ -103,6 +126,9 @@ def compression_of(asked: Asked) -> Compression:
     "--data", "data_root", type=click.Path(), help="Folder with train/ and val/; default: the checkpoint's data."
 )
 @click.option("--images", type=Integer(128), default=256, show_default=True, help="Training pictures to calibrate on.")
+@click.option("--recipe", "recipe_name", metavar="RECIPE", help="Of --qat: what to train by; default: five epochs.")
+@recipe_set_option
+@click.option("--device", default="auto", show_default=True, help="Of --qat: cpu, cuda, mps, or auto.")
 @table_option
 @output_option
 @dry_run_option
@@ -111,6 +137,9 @@ def command(
     checkpoint_name: str | None,
     data_root: str | None,
     images: int,
+    recipe_name: str | None,
+    settings: tuple[str, ...],
+    device: str,
     table_name: str,
     output: str | None,
     dry_run: bool,
@@ -126,7 +155,11 @@ def command(
     """
     asked = Asked(**options)
     job = _job(checkpoint_name, asked, compression_of(asked), data_root, images)
-    from vigcli.cli.load import run_folder
+    if asked.qat:
+        job = job._replace(recipe=qat_recipe_of(job, recipe_name, settings))
+    elif recipe_name or settings:
+        raise UsageError("a recipe is what --qat trains by.", "Add --qat, or leave --recipe and --set out.")
+    from vigcli.cli.load import picked_device, run_folder
     from vigcli.cli.quantize_print import as_record, priced, show
     from vigcli.files import write_json
     from vigcli.latency.table import load_table
@@ -138,18 +171,21 @@ def command(
             emit_json(job.record())
         return
     with new_run("quantize", run_folder(output)) as run:
-        package = run / f"{job.compression.name}.mlpackage"
         with progress() as advance:
-            written, found = _made(job, run, package, advance)
+            package, written, found, seconds = _made(job, run, picked_device(device), advance)
         prices = priced(written, latency_table)
         made = {"package": str(package), "compression": written.compression and written.compression.model_dump()}
-        answer = {**job.record(), **made, **as_record(found, prices)}
+        answer = {**job.record(), **made, **as_record(found, prices), "seconds": round(seconds, 1)}
         write_json(run / "quantize.json", {**answer, "layers": [vars(layer) for layer in found.layers]})
     if as_json:
         emit_json(answer)
-        return
-    show(found, written, package, prices)
-    click.echo(f"Next:  vig verify {package}")
+    else:
+        show(found, written, package, prices)
+        click.echo(f"Next:  vig verify {package}")
+    if job.max_drop is not None and -found.difference.points > job.max_drop:
+        what = f"top-1 drops by {-found.difference.points:.2f} points on the {len(job.val)} pictures measured"
+        hint = "It held on the training pictures that decided; ask for less, or train it so: --qat."
+        raise InfeasibleError(f"{what}, more than --max-drop {job.max_drop:g}.", hint)
 
 
 def _job(
@@ -174,11 +210,12 @@ def _job(
         check_images(count, train.name)
     say(f"Taking {named(path, checkpoint.meta)}: {compression.text}; iOS {minimum_ios} and later.")
     say(f"Calibrating on {count} training pictures, measuring on {len(val)} others.")
-    return Job(path, checkpoint, compression, minimum_ios, data, count, val)
+    return Job(path, checkpoint, compression, minimum_ios, data, count, val, None, asked.max_drop)
 
 
-def _made(job: Job, run: Path, package: Path, advance: Progress) -> tuple[PackageMeta, Cost]:
-    """The package written, and measured beside the network and its fp16 package."""
+def _made(job: Job, run: Path, device: str, advance: Progress) -> tuple[Path, PackageMeta, Cost, float]:
+    """The package written, and measured beside the network and its fp16 package; the seconds that it took to make."""
+    from vigcli.archs.checkpoint import load_checkpoint
     from vigcli.compress.measure import baseline, cost
     from vigcli.compress.quantize import compress, half_package
     from vigcli.runs.provenance import provenance, sha256
@@ -186,10 +223,23 @@ def _made(job: Job, run: Path, package: Path, advance: Progress) -> tuple[Packag
     from vigcli.train.data import load_split
 
     meta, digest = job.checkpoint.meta, sha256(job.path)
-    write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
+    record = provenance(sys.argv, 0, meta.model_dump_json(), [digest])
+    write_run_file(run, record)
     pixels, _ = load_split(
         job.data, "train", meta.preprocessing, meta.arch.resolution, limit=job.num_calibration_images
     )
-    with half_package(job.checkpoint, digest, job.minimum_ios, pixels, advance) as source:
-        written = compress(source, package, job.compression, pixels, on_progress=advance)
-        return written, cost(package, source, baseline(job.checkpoint, source, job.val, advance), job.val, advance)
+    start, checkpoint = time.monotonic(), job.checkpoint
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(half_package(checkpoint, digest, job.minimum_ios, pixels, advance))
+        if job.recipe is not None:
+            path = trained(job, source, pixels, run, device, record, advance)
+            checkpoint, original = load_checkpoint(path), source
+            source = stack.enter_context(half_package(checkpoint, sha256(path), job.minimum_ios, pixels, advance))
+        else:
+            original = source
+        compression, ranges = settled(job, checkpoint, source, pixels, advance)
+        package = run / f"{compression.name}.mlpackage"
+        written = compress(source, package, compression, pixels, ranges=ranges, on_progress=advance)
+        seconds = time.monotonic() - start
+        base = baseline(job.checkpoint, original, job.val, advance)
+        return package, written, cost(package, source, base, job.val, advance), seconds

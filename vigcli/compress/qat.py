@@ -35,6 +35,8 @@ from vigcli.train.data import normalize
 from vigcli.train.loop import TrainResult, train
 from vigcli.train.network import Form
 
+QAT_RECIPE = "_qat.yaml"
+
 
 def form_of(config: ArchConfig) -> Form:
     """What a package is made of, of a network in training form, so that gradients reach it."""
@@ -58,16 +60,20 @@ def roundings_of(checkpoint: Checkpoint, package: Path | str, pixels: Tensor) ->
 
 
 def calibrated_roundings(
-    checkpoint: Checkpoint, source: Source, compression: Compression, pixels: Tensor, on_progress: Progress
+    checkpoint: Checkpoint,
+    source: Source,
+    compression: Compression,
+    pixels: Tensor,
+    ranges: Ranges | None,
+    on_progress: Progress,
 ) -> Roundings:
-    """Where a checkpoint's network rounds in the package that it would make now; ranges that it was trained with hold.
+    """Where a checkpoint's network rounds in the package that it would make now.
 
     Args:
-        pixels: (N, 3, R, R) uint8 RGB to calibrate on.
+        pixels: (N, 3, R, R) uint8 RGB to calibrate on, unless `ranges` are known.
     """
     with tempfile.TemporaryDirectory(prefix="vig-int8-") as folder:
         package = Path(folder) / "net.mlpackage"
-        ranges = trained_ranges(checkpoint.meta, source)
         compress(source, package, compression, pixels, ranges=ranges, on_progress=on_progress)
         on_progress("looking up what the package rounds", 0, 1)
         return roundings_of(checkpoint, package, pixels[:1])
@@ -84,7 +90,12 @@ def trained_ranges(meta: CheckpointMeta, source: Source) -> Ranges | None:
     if strange := sorted(meta.quantization.reach.keys() - names):
         what = f"the checkpoint was trained with a range of '{strange[0]}', which its package does not have."
         raise ConfigError(what, "Quantize for the iOS that it was trained for: --target.")
-    return {name: {"rmin": -reach, "rmax": reach} for name, reach in meta.quantization.reach.items()}
+    return as_ranges(meta.quantization.reach)
+
+
+def as_ranges(reach: Mapping[str, float]) -> Ranges:
+    """Symmetric ranges as coremltools takes them."""
+    return {name: {"rmin": -end, "rmax": end} for name, end in reach.items()}
 
 
 def qat_recipe(recipe: Recipe, path: Path | str, meta: CheckpointMeta, data: Data) -> Recipe:

@@ -165,44 +165,47 @@ def find_roundings(
     """
     prints, layers = _prints_of_network(network, x)
     due = _prints_of_program(twin, pixels)
-
-    def number(place: Place) -> int:
-        found = _nearest(due[twin.name(place)], prints)
-        if found is None:
-            raise ConfigError(f"'{shipped.name(place)}' of the package is not found in the network.")
-        return found
-
     scales = Scales(shipped)
     wanted = _wanted(shipped, scales)
-    results, reach = {}, {}
-    for name, (step, zero_point) in scales.steps.items():
-        source, (low, high) = scales.sources[name], RANGES[_dtype(shipped, name)]
-        reach[source] = STEPS * step
-        if ops := wanted.get(name):
-            results[number(shipped.place[source])] = Rounding(step, zero_point, low, high, frozenset(ops))
+    sources = {scales.sources[name]: name for name in scales.steps}
+    compressed = dict.fromkeys(i for i, _ in compressed_weights(twin, shipped, compression))
+    places = [shipped.place[source] for source in sources] + [(i, 0) for i in compressed]
+    numbers = {place: _nearest(due[twin.name(place)], prints) for place in places}
+    _check_found(shipped, numbers)
+    results = {}
+    for source, name in sources.items():
+        step, zero_point = scales.steps[name]
+        low, high = RANGES[_dtype(shipped, name)]
+        results[numbers[shipped.place[source]]] = Rounding(step, zero_point, low, high, frozenset(wanted[source]))
     weights = {}
-    for i, _ in compressed_weights(twin, shipped, compression):
-        behind = number((i, 0))  # or behind a norm that the conversion folded
+    for i in compressed:
+        behind = numbers[i, 0]  # the layer itself, or a norm behind it that the conversion folded
         weights[max(layer for layer in layers if layer <= behind)] = shipped.steps[i].outputs[0].name
+    reach = {scales.sources[name]: STEPS * step for name, (step, _) in scales.steps.items()}
     return Roundings(results, weights, reach)
 
 
+def _check_found(shipped: Graph, numbers: dict[Place, int]) -> None:
+    """Raise ConfigError where the network has no result of these values."""
+    if missing := [shipped.name(place) for place, number in numbers.items() if number < 0]:
+        what = f"{len(missing)} of {len(numbers)} results that the package rounds, '{missing[0]}' first,"
+        hint = "It cannot be trained in the package's place; quantize it as it is, with --calibrate error."
+        raise ConfigError(f"{what} are not found in the network.", hint)
+
+
 def _wanted(shipped: Graph, scales: Scales) -> dict[str, set[str]]:
-    """The operations for whose sake a quantization is there: those that read it, and that which it is put behind."""
-    wanted: dict[str, set[str]] = {}
-    behind: dict[str, list[str]] = {}
-    for name in scales.steps:
-        behind.setdefault(scales.sources[name], []).append(name)
-    readers = {name: step for step in shipped.steps for name in step.outputs[0].inputs}
+    """Of every result that is quantized, the operations for whose sake: those that read it so, and that which computes
+    it, or computes what an activation makes it of."""
+    wanted: dict[str, set[str]] = {scales.sources[name]: set() for name in scales.steps}
+    readers = {name: step.outputs[0].name for step in shipped.steps for name in step.outputs[0].inputs}
     for step in shipped.steps:
-        if step.op.name not in QUANTIZED:
-            continue
-        result = step.outputs[0].name
-        read = [scales.sources[name] for name in step.outputs[0].inputs if scales.sources.get(name) in scales.steps]
-        after = readers.get(result)
-        written = behind.get(result) or (behind.get(after.outputs[0].name, []) if after else [])
-        for name in (*read, *written):
-            wanted.setdefault(name, set()).add(result)
+        if step.op.name in QUANTIZED:
+            result = step.outputs[0].name
+            integers = (scales.sources.get(name, "") for name in step.outputs[0].inputs)
+            read = [scales.sources[name] for name in integers if name in scales.steps]
+            written = result if result in wanted else readers.get(result, "")
+            for source in (*read, written):
+                wanted.get(source, set()).add(result)
     return wanted
 
 
@@ -219,9 +222,9 @@ def _print(x: Tensor) -> Print:
     return x.numel(), float(x.sum()), float(x.abs().sum()), float(torch.linalg.vector_norm(x))
 
 
-def _nearest(due: Print, prints: list[Print]) -> int | None:
-    """The first that is the same, else the nearest that is alike."""
-    best, least = None, ALIKE
+def _nearest(due: Print, prints: list[Print]) -> int:
+    """The first that is the same, else the nearest that is alike; -1 where there is none."""
+    best, least = -1, ALIKE
     for number, found in enumerate(prints):
         if found[0] != due[0]:
             continue

@@ -188,6 +188,7 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
     def gathered(model: Any, *_: Any, **__: Any) -> Ranges:
         joined = {name: {**bounds} for name, bounds in ranges.items()}
         concats = debugger.ModelDebugger(model)._get_concat_op_info()
+        concats = [names for names in concats if not joined.keys().isdisjoint(names)]  # known ranges are joined already
         stock._adjust_concat_surrounding_activation_stats(concats, joined)  # what a concat joins has one range
         return joined
 
