@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import tiny
 import torch
+from compressed import Made, make
 from torch import Tensor, nn
 
 from vigcli.archs import inference_form
 from vigcli.archs.checkpoint import Checkpoint
-from vigcli.compress.qat import form_of, roundings_of
-from vigcli.compress.quantize import quantize
-from vigcli.compress.rounded import Rounded, Roundings, find_roundings, rounded_weight
+from vigcli.compress.qat import form_of
+from vigcli.compress.rounded import Rounded, find_roundings, rounded_weight
 from vigcli.config.archs import ArchConfig, TimmConfig, arch_config
 from vigcli.config.compression import INT8
 from vigcli.coreml.compressed import fake_quantized
@@ -27,7 +26,6 @@ from vigcli.nn.deploy import deploy_attached
 from vigcli.train.data import normalize
 
 pytest.importorskip("coremltools", exc_type=ImportError)
-SHA = "ab" * 32
 SHORT = {
     "resolution": 64,
     "num_classes": 10,
@@ -43,24 +41,6 @@ OTHERS: dict[str, ArchConfig] = {  # the families that `tiny` is not of
     "mobilevitv3": arch_config("mobilevitv3_xxs").changed(SHORT),
     "timm": TimmConfig(name="mobilenetv2_050", resolution=64, num_classes=10),
 }
-
-
-class Made(NamedTuple):
-    checkpoint: Checkpoint
-    package: Path
-    roundings: Roundings
-
-
-def made(config: ArchConfig, folder: Path) -> Made:
-    checkpoint, package = tiny.checkpoint(config=config), folder / "int8.mlpackage"
-    pixels = tiny.pixels(128, seed=3, size=config.resolution).to(torch.uint8)
-    quantize(checkpoint, SHA, package, INT8, pixels)
-    return Made(checkpoint, package, roundings_of(checkpoint, package, pixels[:1]))
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return made(tiny.CONFIG, tmp_path_factory.mktemp("rounded"))
 
 
 def logits(module: nn.Module, checkpoint: Checkpoint, pixels: Tensor) -> Tensor:
@@ -87,25 +67,25 @@ def check_noise(given: Made) -> None:
     assert decibels(ours, theirs) > decibels(theirs, due) - 2
 
 
-def test_the_network_rounds_as_its_package_does(small: Made) -> None:
-    check_noise(small)
-    kinds = {info.name: info.op_type for info in Program.load(small.package).operations}
-    counts = [kinds[op] for op in small.roundings.ops]
-    assert counts.count("conv") == 37 == len(small.roundings.weights)
+def test_the_network_rounds_as_its_package_does(made: Made) -> None:
+    check_noise(made)
+    kinds = {info.name: info.op_type for info in Program.load(made.package).operations}
+    counts = [kinds[op] for op in made.roundings.ops]
+    assert counts.count("conv") == 37 == len(made.roundings.weights)
     assert counts.count("add") == 10
-    assert small.roundings.reach.keys() >= {"input_3_cast_fp16"}
+    assert made.roundings.reach.keys() >= {"input_3_cast_fp16"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", OTHERS)
 def test_every_static_family_rounds_as_its_package_does(family: str, tmp_path: Path) -> None:
-    check_noise(made(OTHERS[family], tmp_path))
+    check_noise(make(OTHERS[family], tmp_path))
 
 
-def test_every_weight_learns_through_the_roundings(small: Made) -> None:
+def test_every_weight_learns_through_the_roundings(made: Made) -> None:
     model = tiny.checkpoint().model
-    x = normalize(tiny.pixels(4).to(torch.uint8), small.checkpoint.meta.preprocessing)
-    Rounded(model, small.roundings, deploy_attached)(x).square().sum().backward()
+    x = normalize(tiny.pixels(4).to(torch.uint8), made.checkpoint.meta.preprocessing)
+    Rounded(model, made.roundings, deploy_attached)(x).square().sum().backward()
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
     assert all(bool(p.grad is not None and p.grad.isfinite().all()) for p in model.parameters())
 
@@ -118,24 +98,24 @@ def test_weights_are_rounded_as_in_packages() -> None:
     assert off.mean() < 0.05
 
 
-def test_what_stays_in_fp16_is_not_rounded(small: Made) -> None:
-    network = inference_form(tiny.CONFIG, small.checkpoint.model)
-    pixels, roundings = tiny.pixels(8), small.roundings
-    due = logits(network, small.checkpoint, pixels)
-    nothing = logits(Rounded(network, roundings.without(roundings.ops)), small.checkpoint, pixels)
+def test_what_stays_in_fp16_is_not_rounded(made: Made) -> None:
+    network = inference_form(tiny.CONFIG, made.checkpoint.model)
+    pixels, roundings = tiny.pixels(8), made.roundings
+    due = logits(network, made.checkpoint, pixels)
+    nothing = logits(Rounded(network, roundings.without(roundings.ops)), made.checkpoint, pixels)
     assert torch.equal(nothing, due)
     ratios = [
-        decibels(logits(Rounded(network, roundings.without(roundings.ops[:count])), small.checkpoint, pixels), due)
+        decibels(logits(Rounded(network, roundings.without(roundings.ops[:count])), made.checkpoint, pixels), due)
         for count in (0, 20, 45)
     ]
     assert ratios == sorted(ratios)
     assert ratios[-1] > ratios[0] + 3
 
 
-def test_a_network_that_is_not_the_packages_is_refused(small: Made) -> None:
-    program = Program.load(small.package)
-    twin = Graph(twin_of(small.checkpoint, meta_of(program)))
+def test_a_network_that_is_not_the_packages_is_refused(made: Made) -> None:
+    program = Program.load(made.package)
+    twin = Graph(twin_of(made.checkpoint, meta_of(program)))
     pixels = tiny.pixels(1)
-    x = normalize(pixels.to(torch.uint8), small.checkpoint.meta.preprocessing)
-    with pytest.raises(ConfigError, match=r"of 10[0-9] results .* are not found in the network"):
+    x = normalize(pixels.to(torch.uint8), made.checkpoint.meta.preprocessing)
+    with pytest.raises(ConfigError, match="of 69 results that the package rounds"):
         find_roundings(tiny.checkpoint(seed=1).model, x, twin, Graph(program), INT8, pixels)

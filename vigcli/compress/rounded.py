@@ -7,7 +7,6 @@ network by its values on a picture; what is rounded together with it (a reshape,
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -46,8 +45,7 @@ class Rounding(NamedTuple):
         return torch.fake_quantize_per_tensor_affine(x, self.step, self.zero_point, self.low, self.high)
 
 
-@dataclass(frozen=True)
-class Roundings:
+class Roundings(NamedTuple):
     """Where a network rounds, by the numbers of its results: 0 is what goes in, then as they are computed.
 
     Attributes:
