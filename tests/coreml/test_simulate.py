@@ -17,7 +17,6 @@ from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.calibrate import activation_ranges
 from vigcli.compress.quantize import quantize
 from vigcli.config.compression import INT8, Compression
-from vigcli.coreml.compressed import fake_quantized
 from vigcli.coreml.convert import meta_of
 from vigcli.coreml.graphs import Graph
 from vigcli.coreml.interpreter import OpInfo, Program
@@ -74,16 +73,6 @@ def test_weights_are_quantized_as_the_package_s(made: Made) -> None:
     for (number, parameter), weight in found.items():
         stored = shipped.steps[number].constants[parameter]
         assert torch.allclose(weight, stored, rtol=2**-10, atol=0), "but for a rounding of the product"
-
-
-def test_a_fake_quantized_weight_is_symmetric_for_each_output_channel() -> None:
-    weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    weight[1] = 0
-    found = fake_quantized(weight, 0)
-    step = weight.half().float().abs().amax((1, 2, 3)) / 127
-    assert torch.equal(found[1], weight[1])
-    assert bool(((found - weight).abs().amax((1, 2, 3)) <= 0.52 * step).all())
-    assert torch.allclose(fake_quantized(weight.transpose(0, 3), -1), found.transpose(0, 3))
 
 
 def test_steps_are_the_ranges_in_the_checkpoint_s_units(made: Made, tmp_path: Path) -> None:

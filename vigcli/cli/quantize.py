@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vigcli.config.recipe import Data, Recipe
     from vigcli.train.data import Pictures
 
-GROUP_CHANNELS = 16  # that share a palette where iOS has palettes of groups
+GROUP_CHANNELS = 8  # that share a palette where iOS has palettes of groups
 
 
 class Asked(NamedTuple):
@@ -103,7 +103,7 @@ def compression_of(asked: Asked) -> Compression:
 
     has_activations = asked.int8 and not asked.weights_only
     if not (asked.int8 or asked.weights_only or asked.bits or asked.sparsity):
-        raise UsageError("what to quantize to is not said.", "Write vig quantize --int8.")
+        raise UsageError("what to quantize to is not said.", "Write --int8, --weights-only, --bits or --sparsity.")
     if asked.calibrate and not has_activations:
         raise UsageError("--calibrate chooses ranges of activations, which stay in fp16.", "Add --int8.")
     for option, given in (("--qat", asked.qat), ("--max-drop", asked.max_drop is not None)):

@@ -6,7 +6,6 @@ own, and a palette has to be one by what palettes are, the means of the weights 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
@@ -39,8 +38,8 @@ def as_compressed(weight: Tensor, stored: Tensor, axis: int, compression: Compre
     """
     half = weight.half().float()
     if is_sparse(weight, compression):
-        low, high = cutoff(half, compression.sparsity_ratio)
-        half = torch.where((half.abs() < low) | ((half.abs() <= high) & (stored == 0)), 0.0, half)
+        end = cutoff(half, compression.sparsity_ratio)
+        half = torch.where((half.abs() < end) | ((half.abs() == end) & (stored == 0)), 0.0, half)
     if compression.weight_bits == 8:
         return fake_quantized(half, axis)
     if not compression.has_palettes:
@@ -62,10 +61,10 @@ def wrongly_compressed(weight: Tensor, stored: Tensor, axis: int, compression: C
     half = weight.half().float()
     may_be_zero = torch.zeros_like(half, dtype=torch.bool)
     if is_sparse(weight, compression):
-        low, high = cutoff(half, compression.sparsity_ratio)
-        if bool((stored[half.abs() < low] != 0).any()):
+        end = cutoff(half, compression.sparsity_ratio)
+        if bool((stored[half.abs() < end] != 0).any()):
             return f"is not zero where it is among the smallest {100 * compression.sparsity_ratio:g} %"
-        may_be_zero = half.abs() <= high
+        may_be_zero = half.abs() <= end
     if compression.has_palettes and (why := _palettes_wrong(half, stored, axis, compression)):
         return why
     due = as_compressed(weight, stored, axis, compression)
@@ -83,11 +82,9 @@ def is_sparse(weight: Tensor, compression: Compression) -> bool:
     return compression.sparsity_ratio > 0 and weight.numel() > LEAST_WEIGHTS
 
 
-def cutoff(weight: Tensor, ratio: float) -> tuple[float, float]:
-    """Two magnitudes: what is less than the first is zero, what is more than the second is not."""
-    ordered = weight.abs().flatten().sort().values
-    place = ratio * (len(ordered) - 1)
-    return float(ordered[math.floor(place)]), float(ordered[math.ceil(place)])
+def cutoff(weight: Tensor, ratio: float) -> float:
+    """The magnitude of the greatest of the smallest weights, of which there are so many."""
+    return float(weight.abs().flatten().kthvalue(max(1, int(ratio * weight.numel()))).values)
 
 
 # ------------------------------------------------------------------------------------------------ whole numbers
