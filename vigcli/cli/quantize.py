@@ -126,7 +126,9 @@ def compression_of(asked: Asked) -> Compression:
     "--data", "data_root", type=click.Path(), help="Folder with train/ and val/; default: the checkpoint's data."
 )
 @click.option("--images", type=Integer(128), default=256, show_default=True, help="Training pictures to calibrate on.")
-@click.option("--recipe", "recipe_name", metavar="RECIPE", help="Of --qat: what to train by; default: recipes/_qat.yaml.")
+@click.option(
+    "--recipe", "recipe_name", metavar="RECIPE", help="Of --qat: what to train by; default: recipes/_qat.yaml."
+)
 @recipe_set_option
 @click.option("--device", default="auto", show_default=True, help="Of --qat: cpu, cuda, mps, or auto.")
 @table_option

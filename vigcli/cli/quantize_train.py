@@ -65,25 +65,21 @@ def settled(
     job: Job, checkpoint: Checkpoint, source: Source, pixels: Tensor, advance: Progress
 ) -> tuple[Compression, Ranges | None]:
     """The compression with what stays in fp16, and its ranges where they are known already."""
-    from vigcli.archs import inference_form
-    from vigcli.compress.qat import as_ranges, calibrated_roundings, trained_ranges
-    from vigcli.compress.sensitivity import Probe, keep_within
+    from vigcli.compress.qat import trained_ranges
+    from vigcli.compress.sensitivity import mixed
     from vigcli.train.data import load_split
 
-    compression, ranges = job.compression, None
-    if compression.activation_bits == 8 and (ranges := trained_ranges(checkpoint.meta, source)) is not None:
+    compression, meta = job.compression, checkpoint.meta
+    ranges = trained_ranges(meta, source) if compression.activation_bits == 8 else None
+    if ranges is not None:
         compression = compression.model_copy(update={"qat": True, "calibration": None})
         say("Its ranges are those that it was trained with.")
     if job.max_drop is None:
         return compression, ranges
-    roundings = calibrated_roundings(checkpoint, source, compression, pixels, ranges, advance)
-    meta = checkpoint.meta
     deciding = load_split(job.data, "train", meta.preprocessing, meta.arch.resolution, limit=DECIDING_PICTURES)
-    network = inference_form(meta.arch, checkpoint.model)
-    kept = keep_within(Probe(network, roundings, meta.preprocessing, *deciding), job.max_drop, advance)
+    compression, ranges, kept = mixed(
+        checkpoint, source, compression, pixels, ranges, deciding, job.max_drop, advance
+    )  # fmt: skip
     what = f"{kept.num_kept} of {len(kept.harms)} operations stay in fp16"
     say(f"{what}: top-1 then drops by {kept.drop_points:.2f} points on {len(deciding[0])} training pictures.")
-    for harm in kept.harms[: min(kept.num_kept, 5)]:
-        say(f"  {harm.op}: alone {harm.db:.1f} dB")
-    num_images = 0 if compression.qat else len(pixels)
-    return compression.model_copy(update={"kept": kept.ops, "num_images": num_images}), as_ranges(roundings.reach)
+    return compression, ranges

@@ -10,8 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vigcli.compress.quantize import Progress
+from vigcli.archs import inference_form
+from vigcli.archs.checkpoint import Checkpoint
+from vigcli.compress.calibrate import Ranges
+from vigcli.compress.qat import as_ranges, calibrated_roundings
+from vigcli.compress.quantize import Progress, Source
 from vigcli.compress.rounded import Rounded, Roundings
+from vigcli.config.compression import Compression
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.noise import NOTHING, Ratio
 from vigcli.train.evaluate import normalized
@@ -42,6 +47,30 @@ class Kept(NamedTuple):
     @property
     def ops(self) -> tuple[str, ...]:
         return tuple(harm.op for harm in self.harms[: self.num_kept])
+
+
+def mixed(
+    checkpoint: Checkpoint,
+    source: Source,
+    compression: Compression,
+    pixels: Tensor,
+    ranges: Ranges | None,
+    deciding: tuple[Tensor, Tensor],
+    max_drop_points: float,
+    on_progress: Progress,
+) -> tuple[Compression, Ranges, Kept]:
+    """A compression that keeps in fp16 what hurts most, with its ranges.
+
+    Args:
+        pixels: (N, 3, R, R) uint8 RGB to calibrate on, unless `ranges` are known.
+        deciding: pictures like those and their classes, on which the drop is held; never those that are measured on.
+    """
+    meta = checkpoint.meta
+    roundings = calibrated_roundings(checkpoint, source, compression, pixels, ranges, on_progress)
+    network = inference_form(meta.arch, checkpoint.model)
+    kept = keep_within(Probe(network, roundings, meta.preprocessing, *deciding), max_drop_points, on_progress)
+    more = {"kept": kept.ops, "num_images": 0 if compression.qat else len(pixels)}
+    return compression.model_copy(update=more), as_ranges(roundings.reach), kept
 
 
 def keep_within(probe: Probe, max_drop_points: float, on_progress: Progress) -> Kept:
