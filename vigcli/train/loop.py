@@ -36,6 +36,7 @@ from vigcli.train.data import (
 from vigcli.train.distributed import ALONE, World
 from vigcli.train.evaluate import Evaluation, NotANumberError, evaluate, normalized
 from vigcli.train.log import JsonLog
+from vigcli.train.memory import errors_said, kept_by_the_process
 from vigcli.train.network import prepared
 from vigcli.train.objective import Objective
 from vigcli.train.sampler import Sampler
@@ -115,10 +116,8 @@ def train(
     check_classes(val, recipe.num_classes, pictures.labels)
     if len(val) < world.size:
         raise ConfigError(f"{val.name}: holds fewer pictures than there are processes.", "Start fewer processes.")
-    run = _Run(recipe, Path(run_dir), pictures, val, device, world, dict(provenance), on_event, on_notice)
-    if resume:
-        run.restore()
-    with _repeatable(), _memory_errors(recipe), world.watched():
+    run = _Run(recipe, Path(run_dir), pictures, val, device, world, dict(provenance), on_event, on_notice, resume)
+    with _repeatable(), errors_said(recipe.batch_size), kept_by_the_process(), world.watched():
         return run.train(should_stop, min(until_epoch or recipe.epochs, recipe.epochs))
 
 
@@ -140,6 +139,7 @@ class _Run:
         provenance: dict[str, Any],
         on_event: Callable[[TrainEvent], None],
         on_notice: Callable[[str], None],
+        resume: bool,
     ):
         self.recipe, self.run_dir, self.pictures, self.world = recipe, run_dir, pictures, world
         self.device, self.provenance, self.on_event = device, provenance, on_event
@@ -149,17 +149,19 @@ class _Run:
         self.damaged = Damaged(recipe.data.max_corrupt, on_notice)
         self.validation = self._validation(val)
         objective = Objective(recipe, device, pictures.labels)
-        self.state, network, frozen = prepared(recipe, pictures.labels, len(pictures), device, world)
+        self.state, network, frozen = prepared(recipe, pictures.labels, len(pictures), device, world, resume)
         scheduler = make_scheduler(recipe, self.state.optimizer, self.sampler)
         self.stepper = Stepper(recipe, self.state, network, frozen, scheduler, objective, world, device)
         self.saved_step: int | None = None
         self.log = JsonLog(run_dir)
+        if resume:
+            self._restore()
 
     @property
     def epoch(self) -> int:
         return self.state.progress.epoch
 
-    def restore(self) -> None:
+    def _restore(self) -> None:
         self.state.restore(self.run_dir)
         self.damaged.names = list(self.state.progress.damaged)
         self.saved_step = self.state.progress.step
@@ -246,6 +248,7 @@ class _Run:
             raise self._diverged(reason)
         if None in parts:
             raise _Stopped
+        self._note_damaged()
         return _merged([part for part in parts if isinstance(part, Evaluation)])
 
     def _validation(self, val: Pictures) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
@@ -367,14 +370,3 @@ def _repeatable() -> Iterator[None]:
     """cuDNN without algorithms that add in changing order, and without choosing them by the clock."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         yield
-
-
-@contextlib.contextmanager
-def _memory_errors(recipe: Recipe) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise VigError(
-            f"The device's memory does not hold a step of {recipe.batch_size} pictures.",
-            "Raise accumulate: micro-batches take less.",
-        ) from error
