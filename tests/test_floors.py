@@ -36,7 +36,7 @@ LIBRARIES = {
     "coreml": {"torch", "numpy", "pydantic", "coremltools", "google.protobuf", "PIL"},
     "train": {"torch", "numpy", "timm", "torchvision", "PIL", "matplotlib", "datasets"},
     "search": {"torch", "pydantic", "numpy", "matplotlib", "pymoo", "nni"},
-    "compress": {"torch", "coremltools", "torch_pruning"},
+    "compress": {"torch", "numpy", "coremltools", "torch_pruning"},
     "cli": {"torch", "click", "rich"},
 }
 DATA_FOLDERS = {"data"}

@@ -104,7 +104,7 @@ MISTAKES: list[Any] = [
     (None, ["arch=mobilevigv2_ti", "num_classes=5"], 3, "holds 3 classes, but the network has 5", "num_classes=3"),
     (_teacher, ["distillation={teacher: teacher.safetensors}"], 3, "this teacher's 7 classes are not", "Fine-tune it"),
     (None, ["data.workers=64"], 3, "data.workers: 64 are more than this machine's", "--set data.workers="),
-    (None, ["arch=mobilevigv2_ti", "resolution=64"], 3, "links every token to itself alone", "resolution"),
+    (None, ["arch=mobilevigv2_ti", "resolution=64"], 3, "links every token to itself alone", "Take 96 px"),
     (None, ["multiscale=[64, 96]"], 3, "multiscale: 64 px", "Leave out 64"),
     (None, ["weights=none.safetensors"], 6, "none.safetensors: no such file of weights", "weights"),
     (None, ['freeze=["stages[9]"]'], 3, "no part 'stages[9]'", "stages"),
@@ -135,3 +135,27 @@ def test_the_plan_of_a_multiscale_run(vig: Vig, folder: Path) -> None:
     write_recipe(folder, multiscale=[96, 160], batch_size=6)
     plan = json.loads(vig("train", "r.yaml", "--dry-run", "--json"))["plan"]
     assert plan["images_per_step"] == "6 or 2"
+
+
+def test_what_is_resumed_must_be_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("none", "data"):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "--resume", str(folder / name)])
+        assert stop.value.code == 3
+        assert "is no folder of a training run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("gpus", "device", "what"), [
+    (4, "auto", "8 processes want a GPU each, and this machine has 4"),
+    (8, "cuda:1", "--device cuda:1: several processes train on cpu, or on cuda with a GPU for each"),
+])  # fmt: skip
+def test_processes_want_a_gpu_each(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gpus: int, device: str, what: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    write_recipe(folder)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(folder / "r.yaml"), "--nproc", "8", "--device", device])
+    assert stop.value.code == 6
+    assert what in capsys.readouterr().err

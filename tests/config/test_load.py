@@ -313,7 +313,7 @@ STAGES = "{local_depth: 1, width: 8}, " * 3
         ),
         (
             "50", "50\nresolution: 64", "f:1: K = 8 on a grid of 8 links every token to itself alone (stages[1]).",
-            "At this resolution the grid is 8 x 8: choose another reach or resolution.",
+            "Take 96 px, or another reach.",
         ),
         (
             "50", "50\nresolution: 250",

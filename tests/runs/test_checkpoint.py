@@ -40,6 +40,11 @@ def test_a_checkpoint_comes_back(path: Path) -> None:
         assert torch.equal(loaded.model(x), expected(x))
 
 
+def test_others_may_read_a_checkpoint_as_any_file(path: Path) -> None:
+    (plain := path.with_name("plain")).touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 def rewrite(path: Path, change: Callable[[dict[str, Any], bytes], bytes | None]) -> None:
     """The file with its header and body changed by hand."""
     raw = path.read_bytes()

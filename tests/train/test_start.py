@@ -106,6 +106,7 @@ def test_positions_of_another_resolution_are_interpolated(tmp_path: Path) -> Non
     (TINY.changed({"stages[3].width": 24}), "in the network"),
     (TINY.changed({"stages[3].local_depth": 2}), "only the"),
     (arch_config("mobilevit_xxs"), "only the"),
+    (arch_config("mobilevit_xxs").changed({"resolution": 128}), "only the"),  # where TINY does nothing
 ])  # fmt: skip
 def test_weights_of_another_network_are_refused(tmp_path: Path, other: ArchConfig, what: str) -> None:
     saved(tmp_path / "a.safetensors", other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def in_processes(size: int, work: Callable[[int], Any]) -> list[int]:
     return [process.exitcode or 0 for process in processes]
 
 
-def train_in(size: int, options: Recipe, folder: Path, root: Path, stop_at: float = float("inf")) -> list[int]:
+def train_in(size: int, options: Recipe, folder: Path, root: Path | None, stop_at: float = float("inf")) -> list[int]:
     """Train in so many processes, of which the last asks to stop at a step."""
 
     def work(rank: int) -> None:
@@ -110,6 +111,37 @@ def test_two_processes_do_what_one_does(run: Run, root: Path, tmp_path: Path, op
     assert_close_runs(tmp_path / "alone", tmp_path / "two")
     a, b = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("alone", "two"))
     assert [r["train_loss"] for r in a] == pytest.approx([r["train_loss"] for r in b], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("norms_in_evaluation")
+def test_two_processes_of_64_do_what_one_of_128_does(run: Run, tmp_path: Path) -> None:
+    """The embedded pictures, nine steps, everything that is drawn for a picture."""
+    drawn = {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25, "mixup": 0.8, "cutmix": 1.0, "repeats": 3}
+    both = recipe(arch=STEADY, epochs=1, batch_size=128, data={"source": "emoji10", "workers": 0}, augment=drawn,
+                  schedule={"warmup_epochs": 0}, optimizer={"name": "sgd", "lr": 0.01})  # fmt: skip
+    assert run(both, "alone", data_root=None).step == 9
+    assert train_in(2, both, tmp_path / "two", None) == [0, 0]
+    assert_close_runs(tmp_path / "alone", tmp_path / "two")
+
+
+def assert_the_same_is_learned(run: Run, folder: Path, **changes: Any) -> None:
+    """With SGD: AdamW makes a whole step of a gradient that is none but for rounding."""
+    both = {"arch": STEADY, "epochs": 1, "optimizer": {"name": "sgd", "lr": 0.01}, "schedule": {"warmup_epochs": 0}}
+    for name, more in (("plain", {}), ("other", changes)):
+        run(recipe(**both, **more), name)
+    assert_close_runs(folder / "plain", folder / "other")
+
+
+@pytest.mark.slow  # the compiler takes a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
+def test_a_compiled_network_learns_the_same(run: Run, tmp_path: Path) -> None:
+    assert_the_same_is_learned(run, tmp_path, compile=True)
+
+
+@pytest.mark.parametrize("options", [{"channels_last": False}, {"save_every_steps": 1}, {"data": {"workers": 1}}])
+def test_what_is_the_machines_changes_nothing(run: Run, tmp_path: Path, options: dict[str, Any]) -> None:
+    assert_the_same_is_learned(run, tmp_path, **options)
 
 
 def test_processes_stop_together_and_go_on(root: Path, tmp_path: Path) -> None:

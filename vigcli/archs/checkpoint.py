@@ -86,6 +86,9 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], text: str) -> Non
             save_file(tensors, temporary, {_KEY: text, _CHECKSUM: _checksum(tensors, text)})
         except SafetensorError as error:  # it wraps the operating system's complaint
             raise OSError(str(error)) from error
+        usual = temporary.with_suffix(".mode")  # safetensors lets nobody but the owner read
+        usual.touch()
+        temporary.chmod(usual.stat().st_mode)
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], str]:

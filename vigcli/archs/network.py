@@ -24,7 +24,8 @@ class Network(nn.Module):
             *(nn.Sequential(*(block_module(config.family, spec) for spec in stage)) for stage in stages)
         )
         self.head = block_module(config.family, head[0])
-        self.apply(resolve(FAMILIES[config.family].initialize))
+        if not next(self.parameters()).is_meta:  # drawing takes its time there too
+            self.apply(resolve(FAMILIES[config.family].initialize))
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(self.config, x)

@@ -25,7 +25,7 @@ except KeyboardInterrupt:  # before `main` could catch it; nothing has begun
 COMMANDS = {  # name: the line that `vig --help` shows; the command itself is `vigcli.cli.<name>:command` (`import_`)
     "search": "Find the best network under a latency budget.",
     "train": "Train a network by a recipe.",
-    "quantize": "Write an int8 CoreML package and measure it.",
+    "quantize": "Write a smaller CoreML package (int8, palettes, zeros) and measure it.",
     "export": "Write the fp16 CoreML package.",
     "verify": "Run a CoreML package op by op and hold it to its checkpoint.",
     "run": "Run a package on pictures: classes and probabilities.",

@@ -61,15 +61,17 @@ class Progress:
         self.tty = sys.stderr.isatty() and colour() is None
         self.what = ""
         self.start = self.last = time.monotonic()
+        self.first = 0
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """The rate is that of what was done since the first call: what is resumed was not done now."""
         now = time.monotonic()
         if what != self.what:
-            self.start, self.what = now, what
+            self.start, self.what, self.first = now, what, done
         if now - self.last < (0.2 if self.tty else 15):
             return
         self.last = now
-        rate = done / max(now - self.start, 1e-9)
+        rate = (done - self.first) / max(now - self.start, 1e-9)
         left = f"{rate:.3g}/s  {format_duration((total - done) / rate)} left" if rate > 0 else ""
         text = f"{what} {done:,}/{total:,}  {left}  {note}".rstrip()
         click.echo(f"\r\033[K{text}" if self.tty else text, err=True, nl=not self.tty)

@@ -13,7 +13,7 @@ import click
 from vigcli.cli.options import Integer, dry_run_option, json_option, output_option, recipe_set_option
 from vigcli.cli.output import emit_json, fields, progress, say, table
 from vigcli.cli.stopping import stop_on_signal
-from vigcli.errors import Interrupted, UnavailableError, UsageError
+from vigcli.errors import ConfigError, Interrupted, UnavailableError, UsageError
 
 _REPEATED_WITHIN_S = 5.0  # a launcher repeats a signal that the terminal has sent to all
 
@@ -61,6 +61,8 @@ def command(
     if resume is not None and (settings or output):
         raise UsageError("a resumed run keeps its recipe and its folder.", "Start a new run to change them.")
     file = find_file("recipe", recipe_name) if recipe_name is not None else Path(str(resume)) / RECIPE_FILE
+    if resume is not None and not file.is_file():
+        raise ConfigError(f"{resume}: is no folder of a training run.", "Name one, such as runs/0002-train.")
     recipe = load_recipe(file, settings)
     # Into the recipe that the run keeps, so that --resume needs neither again.
     if data_root is not None:
@@ -72,7 +74,8 @@ def command(
         return
     here = place()
     size = max(nproc, here.size)
-    device = _checked(recipe, str(file), device, size, here.local_rank)
+    device = _own_device(device, nproc, here)
+    _check(recipe, str(file), size, resume is not None)
     if nproc > 1 and here.size == 1:
         if code := run_processes(nproc, sys.argv[1:]):
             raise click.exceptions.Exit(code)
@@ -80,9 +83,28 @@ def command(
     _train(recipe, file, resume, output, device, tensorboard, as_json)
 
 
-def _checked(recipe: Any, name: str, device: str, size: int, local_rank: int) -> str:
-    """The device to train on. Complains of all that can be known before a run directory is made."""
-    from vigcli.cli.load import check_memory, picked_device
+def _own_device(device: str, nproc: int, here: Any) -> str:
+    """This process's device: of several on a machine each has a GPU of its own."""
+    from vigcli.cli.load import picked_device
+
+    device = picked_device(device)
+    if max(nproc, here.size) == 1 or device == "cpu":
+        return device
+    if device != "cuda":
+        what = f"--device {device}: several processes train on cpu, or on cuda with a GPU for each."
+        raise UnavailableError(what, "--device cpu, or leave --nproc out.")
+    import torch
+
+    wanted, there = max(nproc, here.local_rank + 1), torch.cuda.device_count()
+    if wanted > there:
+        what = f"{wanted} processes want a GPU each, and this machine has {there}."
+        raise UnavailableError(what, f"--nproc {there}, or --device cpu.")
+    return f"cuda:{here.local_rank}"
+
+
+def _check(recipe: Any, name: str, size: int, resume: bool) -> None:
+    """Complains of all that can be known before a run directory is made."""
+    from vigcli.cli.load import check_memory
     from vigcli.measure.count import count_params
     from vigcli.train.check import check
     from vigcli.train.data import check_classes, num_workers, open_data
@@ -90,7 +112,6 @@ def _checked(recipe: Any, name: str, device: str, size: int, local_rank: int) ->
     from vigcli.train.sampler import Sampler
 
     check_memory(name, count_params(recipe.arch_config()).total)
-    device = picked_device(device)
     num_workers(recipe.data, size)
     pictures, val = (open_data(recipe.data, split) for split in ("train", "val"))
     check_classes(pictures, recipe.num_classes)
@@ -98,9 +119,8 @@ def _checked(recipe: Any, name: str, device: str, size: int, local_rank: int) ->
     check(recipe, Sampler(recipe, len(pictures), recipe.accumulate * size).total_steps)
     if recipe.distillation is not None:
         load_teacher(recipe, pictures.labels, "cpu")
-    if recipe.weights is not None and not Path(recipe.weights).is_file():
+    if not resume and recipe.weights is not None and not Path(recipe.weights).is_file():
         raise UnavailableError(f"{recipe.weights}: no such file of weights.", "Check the recipe's weights.")
-    return f"cuda:{local_rank}" if device == "cuda" and size > 1 else device
 
 
 def _train(
@@ -245,11 +265,4 @@ def _report(result: Any, recipe: Any, run: Path, as_json: bool) -> None:
     if result.damaged:
         say(f"{len(result.damaged)} damaged pictures were left out: {', '.join(result.damaged)}.")
     say(f"Wrote {result.checkpoint}, history.json, log.jsonl, curves.png, confusion.png.")
-    click.echo("Next:  vig export" if _chooses_links(recipe) else "Next:  vig quantize --int8")
-
-
-def _chooses_links(recipe: Any) -> bool:
-    """Whether links depend on the picture, by a top-k: such a network is not quantized."""
-    from vigcli.measure.profile import profile
-
-    return any(op.mark == "topk" for block in profile(recipe.arch_config()).blocks for op in block.trace.ops)
+    click.echo("Next:  vig quantize --int8")

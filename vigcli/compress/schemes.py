@@ -34,6 +34,7 @@ PASSES = (  # that a program needs after its compression; it went through all ot
     "remove_redundant_ops",
     "dead_code_elimination",
 )
+ACTIVATIONS = ("gelu", "silu")  # that are quantized with the convolution before them
 _MODE = {"mode": "linear_symmetric"}
 Numbers = NDArray[Any]
 
@@ -215,9 +216,18 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
         _few_passes(),
         _sums_within_range(),
         _sums_of_numbers_alone(),
+        _activations_with_their_convolutions(),
         mock.patch.object(passes, "_get_activation_calibration_stats", gathered),
     ):
         return cto.linear_quantize_activations(model, config, sample_data=[])
+
+
+def _activations_with_their_convolutions() -> Any:
+    """Before an activation that coremltools does not know it quantizes what the convolution gives, and once more after
+    it; its own training with quantization does so after it alone."""
+    passes = importlib.import_module("coremltools.converters.mil.mil.passes.defs.optimize_activation_quantization")
+    suffix = passes.insert_suffix_quantize_dequantize_pair
+    return mock.patch.object(suffix, "_allowed_activations", {*suffix._allowed_activations, *ACTIVATIONS})
 
 
 def _sums_of_numbers_alone() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 import warnings
 from types import ModuleType
 
@@ -19,6 +20,9 @@ def coremltools() -> ModuleType:
     level = logger.level
     # It logs 'Failed to load ...' once for every library that exists on a Mac only, and the versions it has not tested.
     logger.setLevel(logging.CRITICAL)
+    # It imports scikit-learn, an eighth of an export, for conversions that are not ours; a None makes that fail.
+    hidden = {name: None for name in ("sklearn",) if name not in sys.modules}
+    sys.modules.update(hidden)  # type: ignore[arg-type]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -29,3 +33,5 @@ def coremltools() -> ModuleType:
         raise UnavailableError("coremltools is not installed.", INSTALL_HINT) from error
     finally:
         logger.setLevel(level)
+        for name in hidden:
+            del sys.modules[name]

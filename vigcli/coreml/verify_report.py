@@ -197,7 +197,8 @@ def _inputs_picture(report: VerifyReport) -> Html | None:
         left.axvline(report.min_db, color=RED, lw=0.9, ls=":", label=f"held to {report.min_db:g} dB")
         left.legend()
         _histogram(right, [math.log10(error) for error in errors], "largest error of a picture's scores")
-        right.xaxis.set_major_formatter(lambda power, _: f"{10**power:.1g}")
+        right.locator_params(axis="x", nbins=6)  # so few that three digits tell ticks apart
+        right.xaxis.set_major_formatter(lambda power, _: f"{10**power:.3g}")
         drawn = svg(plot)
     caption = "Pictures by the noise of their scores, and by their largest error against the fp32 twin, relative to "
     return figure(drawn, f"{caption}the largest score.", "inputs")
@@ -211,9 +212,10 @@ def _histogram(axes: Any, values: Sequence[float], what: str) -> None:
 
 
 def _inputs(report: VerifyReport, names: Sequence[str]) -> Html | None:
+    int8 = report.meta.precision == "int8"
     rows = [
         (
-            breakable(name), f"{one.db:.1f}", f"{one.fp32_db:.1f}", f"{one.relative_error:.1e}",
+            breakable(name), f"{one.db:.1f}", *([f"{one.fp32_db:.1f}"] if int8 else []), f"{one.relative_error:.1e}",
             None if one.margin_ratio is None else f"{100 * one.margin_ratio:.1f}",
             {None: None, True: "yes", False: "no"}[one.same_class],
         )
@@ -221,7 +223,8 @@ def _inputs(report: VerifyReport, names: Sequence[str]) -> Html | None:
     ][:WORST_INPUTS]  # fmt: skip
     if not rows:
         return None
-    columns = ("picture", "dB", "dB against fp32", "largest error", "lead of the first class, %", "same first class")
+    against = ["dB against fp32"] if int8 else []
+    columns = ("picture", "dB", *against, "largest error", "lead of the first class, %", "same first class")
     return table(columns, rows, f"The {len(rows)} pictures of the least ratio; all are in verify.json.")
 
 

@@ -82,7 +82,10 @@ def joined(rank: int, size: int, device: str) -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.device(device).type == "cuda" else "gloo"
+    backend = "gloo"
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield World(rank, size)

@@ -36,6 +36,7 @@ from vigcli.train.data import (
 from vigcli.train.distributed import ALONE, World
 from vigcli.train.evaluate import Evaluation, NotANumberError, evaluate, normalized
 from vigcli.train.log import JsonLog
+from vigcli.train.memory import errors_said, kept_by_the_process
 from vigcli.train.network import Form, itself, prepared
 from vigcli.train.objective import Objective
 from vigcli.train.sampler import Sampler
@@ -117,10 +118,8 @@ def train(
     check_classes(val, recipe.num_classes, pictures.labels)
     if len(val) < world.size:
         raise ConfigError(f"{val.name}: holds fewer pictures than there are processes.", "Start fewer processes.")
-    run = _Run(recipe, Path(run_dir), pictures, val, device, world, dict(provenance), on_event, on_notice, form)
-    if resume:
-        run.restore()
-    with _repeatable(), _memory_errors(recipe), world.watched():
+    run = _Run(recipe, Path(run_dir), pictures, val, device, world, dict(provenance), on_event, on_notice, resume, form)
+    with _repeatable(), errors_said(recipe.batch_size), kept_by_the_process(), world.watched():
         return run.train(should_stop, min(until_epoch or recipe.epochs, recipe.epochs))
 
 
@@ -142,6 +141,7 @@ class _Run:
         provenance: dict[str, Any],
         on_event: Callable[[TrainEvent], None],
         on_notice: Callable[[str], None],
+        resume: bool,
         form: Form,
     ):
         self.recipe, self.run_dir, self.pictures, self.world = recipe, run_dir, pictures, world
@@ -152,17 +152,19 @@ class _Run:
         self.damaged = Damaged(recipe.data.max_corrupt, on_notice)
         self.validation = self._validation(val)
         objective = Objective(recipe, device, pictures.labels)
-        self.state, network, frozen = prepared(recipe, pictures.labels, len(pictures), device, world, form)
+        self.state, network, frozen = prepared(recipe, pictures.labels, len(pictures), device, world, resume, form)
         scheduler = make_scheduler(recipe, self.state.optimizer, self.sampler)
         self.stepper = Stepper(recipe, self.state, network, frozen, scheduler, objective, world, device)
         self.saved_step: int | None = None
         self.log = JsonLog(run_dir)
+        if resume:
+            self._restore()
 
     @property
     def epoch(self) -> int:
         return self.state.progress.epoch
 
-    def restore(self) -> None:
+    def _restore(self) -> None:
         self.state.restore(self.run_dir)
         self.damaged.names = list(self.state.progress.damaged)
         self.saved_step = self.state.progress.step
@@ -249,6 +251,7 @@ class _Run:
             raise self._diverged(reason)
         if None in parts:
             raise _Stopped
+        self._note_damaged()
         return _merged([part for part in parts if isinstance(part, Evaluation)])
 
     def _validation(self, val: Pictures) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
@@ -370,14 +373,3 @@ def _repeatable() -> Iterator[None]:
     """cuDNN without algorithms that add in changing order, and without choosing them by the clock."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         yield
-
-
-@contextlib.contextmanager
-def _memory_errors(recipe: Recipe) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise VigError(
-            f"The device's memory does not hold a step of {recipe.batch_size} pictures.",
-            "Raise accumulate: micro-batches take less.",
-        ) from error

@@ -30,9 +30,18 @@ def itself(network: nn.Module) -> nn.Module:
 
 
 def prepared(
-    recipe: Recipe, labels: tuple[str, ...], num_train: int, device: str, world: World, form: Form = itself
+    recipe: Recipe,
+    labels: tuple[str, ...],
+    num_train: int,
+    device: str,
+    world: World,
+    resume: bool,
+    form: Form = itself,
 ) -> tuple[State, nn.Module, list[nn.Module]]:
-    """What is trained: its state, the module that computes with it in all processes, and the frozen parts of that."""
+    """What is trained: its state, the module that computes with it in all processes, and the frozen parts of that.
+
+    With `resume` the state is about to be restored, and the weights that the run started from are not asked for again.
+    """
     config = recipe.arch_config()
 
     def placed(model: nn.Module) -> nn.Module:
@@ -45,7 +54,7 @@ def prepared(
     if recipe.sync_batch_norm and world.size > 1 and torch.device(device).type != "cuda":
         raise UnavailableError("sync_batch_norm: torch's SyncBatchNorm works on CUDA alone.", "Set it to false.")
     model = build(config, seed=recipe.seed)
-    if recipe.weights is not None:
+    if recipe.weights is not None and not resume:
         start_from(model, config, recipe.weights, labels)
     model = placed(model).train()
     ema = ModelEmaV3(model, recipe.ema_decay) if recipe.ema_decay is not None else None

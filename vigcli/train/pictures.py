@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vigcli.errors import ConfigError
 
@@ -42,6 +42,8 @@ def read_picture(source: Path | str | io.BytesIO, name: str) -> Image.Image:
                 return _upright(_eight_bits(image), _orientation(image)).convert("RGB")
     except Exception as error:  # PIL's decoders raise nearly anything for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "of no known format"
         hint = "Replace or remove this file."
         if name.lower().endswith((".heic", ".heif")):
             reason, hint = "HEIC is not read", "Save it as JPEG or PNG."

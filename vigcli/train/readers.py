@@ -105,7 +105,9 @@ def open_data(data: Data, split: str) -> Pictures:
     except OSError as error:
         raise UnavailableError(f"{error.filename or root}: cannot be read: {error.strerror}.", _PASS_DATA) from error
     if pictures is None:
-        raise UnavailableError(f"{root / split}: no such folder, zip, tar, shards or dataset.", _PASS_DATA)
+        is_inside = root.is_file() or root.name in {name for names in SPLITS.values() for name in names}
+        hint = f"Name the folder above: --data {root.parent}" if is_inside else _PASS_DATA
+        raise UnavailableError(f"{root / split}: no such folder, zip, tar, shards or dataset.", hint)
     return pictures
 
 

@@ -54,20 +54,19 @@ DropPathSteps = Annotated[
 ]  # fmt: skip
 
 
-def check_reach(stage: str, mixer: Mixer, reach: int, grid: int) -> None:
-    """Refuse a graph that does nothing on a square grid of `grid` tokens a side.
+def idle_reach(mixer: Mixer, reach: int, grid: int) -> str:
+    """Why a graph does nothing on a square grid of `grid` tokens a side; empty where it does something.
 
-    Raises ValueError (a ConfigError once it has left pydantic) for a shift that is a multiple of the grid, where every
-    token would be its own neighbour (GreedyViG's shift by 0 is such a link too), and for the two links of an MGC axis
-    coinciding.
+    A shift that is a multiple of the grid makes every token its own neighbour (GreedyViG's shift by 0 is such a link
+    too), and the two links of an MGC axis may coincide.
     """
-    sound = f"At this resolution the grid is {grid} x {grid}: choose another reach or resolution."
     if mixer not in ("mgc", "svga", "dagc"):
-        return
+        return ""
     if reach % grid == 0 or (mixer in ("svga", "dagc") and reach >= grid):
-        raise ValueError(f"K = {reach} on a grid of {grid} links every token to itself alone ({stage})\n{sound}")
+        return f"K = {reach} on a grid of {grid} links every token to itself alone"
     if mixer == "mgc" and 2 * reach % grid == 0:
-        raise ValueError(f"K = {reach} on a grid of {grid}: the two links of an axis coincide ({stage})\n{sound}")
+        return f"K = {reach} on a grid of {grid}: the two links of an axis coincide"
+    return ""
 
 
 class Nearest(NamedTuple):
@@ -155,8 +154,8 @@ class MobileGraphConfig(ArchConfig):
             width = self.stages[0].width
             raise ValueError(f"stages[0].width must be even, not {width}\nThe stem starts with half of it.")
         for i, (stage, grid) in enumerate(zip(self.stages, self.grids, strict=True)):
-            if stage.graph_depth:
-                check_reach(f"stages[{i}]", stage.mixer, stage.reach, grid)
+            if stage.graph_depth and (reason := idle_reach(stage.mixer, stage.reach, grid)):
+                raise ValueError(f"{reason} (stages[{i}])\n{self._other_resolutions()}")
             if stage.graph_depth and stage.mixer == "degc" and max(stage.clusters, stage.neighbours) > grid**2:
                 raise ValueError(
                     f"stages[{i}] has {grid**2} tokens, fewer than its clusters = {stage.clusters} or neighbours = "
@@ -166,6 +165,20 @@ class MobileGraphConfig(ArchConfig):
                 nearest = Nearest(stage.neighbours, stage.dilation, stage.reduction)
                 nearest.check(f"stages[{i}]", grid, stage.width, self.mixer_expansion * stage.width)
         return self
+
+    def _other_resolutions(self) -> str:
+        """The nearest at which every graph does something, as a hint."""
+
+        def is_sound(resolution: int) -> bool:
+            grids = (resolution // stride for stride in STRIDES)
+            return not any(
+                s.graph_depth and idle_reach(s.mixer, s.reach, grid) for s, grid in zip(self.stages, grids, strict=True)
+            )
+
+        step = self.stride
+        sides = range(self.resolution - step, 0, -step), range(self.resolution + step, 1025, step)
+        near = [str(found) for side in sides if (found := next(filter(is_sound, side), None))]
+        return f"Take {' or '.join(near)} px, or another reach." if near else "Choose another reach."
 
     def stage_shapes(self) -> tuple[StageShape, ...]:
         return tuple(
