@@ -59,6 +59,7 @@ def check_noise(given: Made) -> None:
     checkpoint, program = given.checkpoint, Program.load(given.package)
     pixels = tiny.pixels(32, seed=9, size=checkpoint.meta.arch.resolution)
     due = logits(checkpoint.model, checkpoint, pixels)
+    assert all(rounding.ops for rounding in given.roundings.results.values())
     rounded = Rounded(checkpoint.model, given.roundings, form_of(checkpoint.meta.arch))
     ours = logits(rounded, checkpoint, pixels)
     theirs = program.predict(pixels).clamp_min(2.0**-24).log()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,7 @@ from vigcli.cli.options import (
 )
 from vigcli.cli.output import Progress, emit_json, progress, say
 from vigcli.cli.quantize_train import qat_recipe_of, settled, trained
+from vigcli.cli.resuming import kept_options
 from vigcli.errors import InfeasibleError, UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ GROUP_CHANNELS = 8  # that share a palette where iOS has palettes of groups
 
 
 class Asked(NamedTuple):
-    """What the options say of a compression."""
+    """What the options say."""
 
     int8: bool
     weights_only: bool
@@ -45,10 +46,22 @@ class Asked(NamedTuple):
     target: str | None
     qat: bool
     max_drop: float | None
+    checkpoint_name: str | None
+    data_root: str | None
+    images: int
+    recipe_name: str | None
+    settings: Sequence[str]
+    device: str
+    table_name: str
 
 
 class Job(NamedTuple):
-    """What is compressed, how, and on which pictures."""
+    """What is compressed, how, and on which pictures.
+
+    Attributes:
+        recipe: what --qat trains by.
+        is_calibrated: whether ranges are calibrated also where the checkpoint was trained with its own.
+    """
 
     path: Path
     checkpoint: Checkpoint
@@ -59,6 +72,7 @@ class Job(NamedTuple):
     val: Pictures
     recipe: Recipe | None
     max_drop: float | None
+    is_calibrated: bool
 
     def record(self) -> dict[str, Any]:
         from vigcli.config.package import network_name
@@ -74,7 +88,7 @@ class Job(NamedTuple):
 
 
 def compression_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `Asked`."""
+    """The options that say what becomes of numbers."""
     for option in reversed((
         click.option("--int8", is_flag=True, help="Weights and activations in eight bits (W8A8)."),
         click.option("--weights-only", is_flag=True, help="Weights alone in eight bits; activations stay in fp16."),
@@ -109,6 +123,8 @@ def compression_of(asked: Asked) -> Compression:
     for option, given in (("--qat", asked.qat), ("--max-drop", asked.max_drop is not None)):
         if given and (not has_activations or asked.bits or asked.sparsity):
             raise UsageError(f"{option} is of weights and activations in eight bits.", f"Write --int8 {option}.")
+    if (asked.recipe_name or asked.settings) and not asked.qat:
+        raise UsageError("a recipe is what --qat trains by.", "Add --qat, or leave --recipe and --set out.")
     bits: Any = int(asked.bits) if asked.bits else 8 if asked.int8 or asked.weights_only else 16
     return Compression(
         weight_bits=bits,
@@ -131,50 +147,43 @@ def compression_of(asked: Asked) -> Compression:
 )
 @recipe_set_option
 @click.option("--device", default="auto", show_default=True, help="Of --qat: cpu, cuda, mps, or auto.")
+@click.option("--resume", type=click.Path(), metavar="RUN_DIR", help="Go on with a training that was stopped.")
 @table_option
 @output_option
 @dry_run_option
 @json_option
+@click.pass_context
 def command(
-    checkpoint_name: str | None,
-    data_root: str | None,
-    images: int,
-    recipe_name: str | None,
-    settings: tuple[str, ...],
-    device: str,
-    table_name: str,
-    output: str | None,
-    dry_run: bool,
-    as_json: bool,
-    **options: Any,
+    context: click.Context, resume: str | None, output: str | None, dry_run: bool, as_json: bool, **options: Any
 ) -> None:
     """Write a smaller CoreML package of CHECKPOINT (default: the newest) and measure it by running it.
 
-    --int8, --weights-only or --bits says how numbers are kept, --sparsity leaves some out; a pruned checkpoint is
-    quantized like any other.
+    --int8, --weights-only or --bits says how numbers are kept, --sparsity leaves some out; --qat trains the network for
+    it first, --max-drop leaves some of it in fp16. A pruned checkpoint is quantized like any other.
 
     Example:  vig quantize --int8
     """
+    if resume is not None:
+        options = kept_options(context, Path(resume), options, "quantize")
     asked = Asked(**options)
-    job = _job(checkpoint_name, asked, compression_of(asked), data_root, images)
-    if asked.qat:
-        job = job._replace(recipe=qat_recipe_of(job, recipe_name, settings))
-    elif recipe_name or settings:
-        raise UsageError("a recipe is what --qat trains by.", "Add --qat, or leave --recipe and --set out.")
+    job = _job(asked, compression_of(asked))
+    options["checkpoint_name"] = str(job.path)  # when it is resumed, the newest may be another one
     from vigcli.cli.load import picked_device, run_folder
     from vigcli.cli.quantize_print import as_record, priced, show
     from vigcli.files import write_json
     from vigcli.latency.table import load_table
-    from vigcli.runs.rundir import new_run
+    from vigcli.runs.rundir import OPTIONS_FILE, new_run
 
-    latency_table = load_table(table_name)
+    latency_table, device = load_table(asked.table_name), picked_device(asked.device)
     if dry_run:
         if as_json:
             emit_json(job.record())
         return
-    with new_run("quantize", run_folder(output)) as run:
-        with progress() as advance:
-            package, written, found, seconds = _made(job, run, picked_device(device), advance)
+    begun = contextlib.nullcontext(Path(resume)) if resume is not None else new_run("quantize", run_folder(output))
+    with begun as run, progress() as advance:
+        if resume is None:
+            write_json(run / OPTIONS_FILE, options)
+        package, written, found, seconds = _made(job, run, device, advance)
         prices = priced(written, latency_table)
         made = {"package": str(package), "compression": written.compression and written.compression.model_dump()}
         answer = {**job.record(), **made, **as_record(found, prices), "seconds": round(seconds, 1)}
@@ -190,9 +199,7 @@ def command(
         raise InfeasibleError(f"{what}, more than --max-drop {job.max_drop:g}.", hint)
 
 
-def _job(
-    checkpoint_name: str | None, asked: Asked, compression: Compression, data_root: str | None, images: int
-) -> Job:
+def _job(asked: Asked, compression: Compression) -> Job:
     """Everything that can be refused before anything long is done."""
     from vigcli.archs.checkpoint import load_checkpoint
     from vigcli.cli.load import data_of, named, picked_checkpoint
@@ -201,18 +208,22 @@ def _job(
     from vigcli.train.data import check_classes, open_data
 
     minimum_ios = check_target(compression, int(asked.target.removeprefix("ios")) if asked.target else None)
-    path = picked_checkpoint(checkpoint_name)
+    path = picked_checkpoint(asked.checkpoint_name)
     checkpoint = load_checkpoint(path)
-    data = data_of(checkpoint.meta, data_root)
+    data = data_of(checkpoint.meta, asked.data_root)
     train, val = open_data(data, "train"), open_data(data, "val")
     for pictures in (train, val):
         check_classes(pictures, checkpoint.meta.arch.num_classes, checkpoint.meta.labels)
-    count = min(images, len(train))
+    count = min(asked.images, len(train))
     if compression.activation_bits == 8:
         check_images(count, train.name)
     say(f"Taking {named(path, checkpoint.meta)}: {compression.text}; iOS {minimum_ios} and later.")
     say(f"Calibrating on {count} training pictures, measuring on {len(val)} others.")
-    return Job(path, checkpoint, compression, minimum_ios, data, count, val, None, asked.max_drop)
+    anew = asked.calibrate is not None and not asked.qat
+    job = Job(path, checkpoint, compression, minimum_ios, data, count, val, None, asked.max_drop, anew)
+    if asked.qat:
+        return job._replace(recipe=qat_recipe_of(job, asked.recipe_name, tuple(asked.settings)))
+    return job
 
 
 def _made(job: Job, run: Path, device: str, advance: Progress) -> tuple[Path, PackageMeta, Cost, float]:

@@ -40,11 +40,13 @@ def trained(
     from vigcli.config.load import dump
     from vigcli.files import write_text
     from vigcli.runs.rundir import RECIPE_FILE
+    from vigcli.train.state import STATE_FILE
 
     recipe = job.recipe
     assert recipe is not None
     roundings = calibrated_roundings(job.checkpoint, source, job.compression, pixels, None, advance)
     write_text(run / RECIPE_FILE, dump(recipe))
+    resume = (run / STATE_FILE).is_file()
     say(f"Training in the package's place by {recipe.epochs} epochs, on {device}.")
 
     def watch(event: Any) -> None:
@@ -54,10 +56,11 @@ def trained(
 
     with stop_on_signal() as should_stop:
         result = train_quantized(
-            recipe, roundings, run, record, on_event=watch, on_notice=say, should_stop=should_stop, device=device
-        )
+            recipe, roundings, run, record, on_event=watch, on_notice=say, should_stop=should_stop, device=device,
+            resume=resume,
+        )  # fmt: skip
     if not result.finished or result.checkpoint is None:
-        raise Interrupted(f"stopped at step {result.step} of the training.", "No package was written; begin anew.")
+        raise Interrupted(f"stopped at step {result.step} of the training.", f"Go on with: vig quantize --resume {run}")
     return result.checkpoint
 
 
@@ -70,7 +73,7 @@ def settled(
     from vigcli.train.data import load_split
 
     compression, meta = job.compression, checkpoint.meta
-    ranges = trained_ranges(meta, source) if compression.activation_bits == 8 else None
+    ranges = trained_ranges(meta, source) if compression.name == "int8" and not job.is_calibrated else None
     if ranges is not None:
         compression = compression.model_copy(update={"qat": True, "calibration": None})
         say("Its ranges are those that it was trained with.")

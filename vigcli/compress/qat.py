@@ -36,7 +36,7 @@ from vigcli.train.loop import TrainResult, train
 from vigcli.train.network import Form
 
 QAT_RECIPE = "_qat.yaml"
-TEMPERATURE = 3.0  # of a network that teaches itself: near one of 0 its probabilities say little but the class
+TEMPERATURE = 3.0  # of a network that teaches itself: what it learned by heart it answers with one class alone at 1
 
 
 def form_of(config: ArchConfig) -> Form:
@@ -102,12 +102,11 @@ def as_ranges(reach: Mapping[str, float]) -> Ranges:
 def qat_recipe(recipe: Recipe, path: Path | str, meta: CheckpointMeta, data: Data) -> Recipe:
     """A recipe for a checkpoint's network, classes and pictures, which teaches itself where no teacher is named."""
     named = recipe.with_network(meta.arch).model_dump(mode="json")
-    teacher = recipe.distillation or Distillation(
-        teacher=str(Path(path).resolve()), kind="soft", alpha=1.0, temperature=3.0
-    )
+    start = str(Path(path).resolve())
+    teacher = recipe.distillation or Distillation(teacher=start, kind="soft", alpha=1.0, temperature=TEMPERATURE)
     more = {"data": data, "preprocessing": meta.preprocessing, "distillation": teacher}
     plain = {name: part.model_dump(mode="json") for name, part in more.items()}
-    return Recipe.parse(named | plain | {"weights": str(Path(path).resolve())})
+    return Recipe.parse(named | plain | {"weights": start, "compile": False})
 
 
 def train_quantized(
