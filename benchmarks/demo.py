@@ -52,7 +52,7 @@ def main() -> None:
         "MACs": f"{best['macs'] / 1e6:.0f} M",
         "latency": f"{best['latency_ms']:.2f} ms ({low:.2f} to {high:.2f}), iPhone 13 mini, fp16, calibrated{outside}",
         "top-1 fp32": f"{quantized['top1_percent_fp32']:.1f} % of {quantized['num_images']} pictures, measured",
-        "top-1 int8": f"{quantized['top1_percent_int8']:.1f} % of {quantized['num_images']} pictures, measured; "
+        "top-1 int8": f"{quantized['top1_percent_package']:.1f} % of {quantized['num_images']} pictures, measured; "
         f"agreement {quantized['agreement_percent']:.1f} %; ms not known",
         "package fp16": f"{sizes[0]:.1f} MB, {reports[0]['snr_db']:.0f} dB against its fp32 twin",
         "package int8": f"{sizes[1]:.1f} MB, {reports[1]['snr_db']:.0f} dB against its simulation, "

@@ -63,13 +63,27 @@ def test_from_a_recipe_to_verified_packages(vig: Vig, pictures: Path, tmp_path: 
     assert quantized["minimum_ios"] == 17
     assert quantized["latency_ms"] is None
     assert quantized["agreement_percent"] >= 75
+    assert quantized["compression"]["calibration"] == "percentile"
+    assert quantized["simulated_db"] > 35
+    assert abs(quantized["top1_percent_fp16"] - quantized["top1_percent_fp32"]) < 6
+    layers = json.loads((tmp_path / quantized["package"]).with_name("quantize.json").read_text())["layers"]
+    assert {layer["block"] for layer in layers} >= {"stem", "stages[3].blocks[0]", "head"}
+    assert min(layer["snr_db"] for layer in layers) < quantized["simulated_db"]
+
+    sparse = ("quantize", "--weights-only", "--sparsity", "0.5", "--data", str(pictures), "--images", "128")
+    planned = json.loads(vig(*sparse, "--dry-run", "--json"))
+    assert planned["minimum_ios"] == 18
+    made = json.loads(vig(*sparse, "--json"))
+    assert {key: made[key] for key in ("minimum_ios", "num_images")} == {"minimum_ios": 18, "num_images": 36}
+    assert made["package"].endswith("sparse50-w8.mlpackage")
+    assert made["size_bytes"] < quantized["size_bytes"]
 
     exported = json.loads(vig("export", "--json"))
     assert exported["minimum_ios"] == 16
     assert "gather" not in exported["op_counts"]
     assert "centre crop 96 x 96" in exported["preprocessing"]
 
-    for package in (exported["package"], quantized["package"]):
+    for package in (exported["package"], quantized["package"], made["package"]):
         report = json.loads(vig("verify", package, "--json"))
         assert report["passed"]
         assert report["num_inputs"] == 32
@@ -81,7 +95,8 @@ def test_from_a_recipe_to_verified_packages(vig: Vig, pictures: Path, tmp_path: 
         assert counted["arch"]["resolution"] == 96
         assert counted["latency_outside_fit"], "a network this small lies outside the fitted range"
     runs = [path.name for path in sorted((tmp_path / "runs").iterdir())]
-    assert runs == ["0001-train", "0002-quantize", "0003-export", *(f"{i:04d}-verify" for i in (4, 5, 6))]
+    jobs = ["train", "quantize", "quantize", "export", *["verify"] * 4]
+    assert runs == [f"{i:04d}-{job}" for i, job in enumerate(jobs, 1)]
     for run in runs:
         assert "argv" in (tmp_path / "runs" / run / "run.yaml").read_text()
 

@@ -37,7 +37,7 @@ from vigcli.measure.profile import profile
 from vigcli.measure.trace import trace
 from vigcli.nn.blocks import DropPath
 from vigcli.nn.decisions import given_decisions, largest_regret, noted_decisions
-from vigcli.nn.deploy import deploy
+from vigcli.nn.deploy import deploy, deploy_attached
 from vigcli.registry import FAMILIES, resolve
 
 # Counted on the authors' own code; "inference" has one head and merged positional encoding, but batch norm.
@@ -141,6 +141,23 @@ def test_deployment_keeps_the_logits(name: str) -> None:
     assert difference.abs().max() <= 1e-5 * expected.abs().max()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in deploy(single).modules())
     assert any(isinstance(module, nn.BatchNorm2d) for module in single.modules())  # deployment works on a copy
+
+
+@pytest.mark.parametrize("name", [min((n for n in VARIANTS if VARIANTS[n].family == f), key=len) for f in FAMILIES])
+def test_gradients_of_the_attached_deployed_form_are_those_of_the_network(name: str) -> None:
+    config = VARIANTS[name].changed({"resolution": 64 if "mobilevit" in name else 160})
+    model, x = with_golden_weights(config), images(config).double()
+    with noted_decisions(model) as decisions:
+        due = model(x)
+    parameters = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    expected = torch.autograd.grad(due.square().sum(), list(parameters.values()))
+    deployed = deploy_attached(model)
+    with given_decisions(deployed, decisions):
+        logits = deployed(x)
+    assert (logits - due).abs().max() <= 1e-10 * due.abs().max()
+    found = torch.autograd.grad(logits.square().sum(), list(parameters.values()))
+    for key, a, b in zip(parameters, found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-7 * b.abs().max(), key
 
 
 @run_variants

@@ -154,7 +154,7 @@ def test_dynamic_graphs_keep_their_numbers_of_neighbours(config: Any, calibratio
     """coremltools adds to them, and would quantize the sum."""
     made = tiny.checkpoint(config=config)
     quantize(made, SHA, tmp_path / "int8.mlpackage", INT8, calibration)
-    report = verify(tmp_path / "int8.mlpackage", made, tiny.pixels(32))
+    report = verify(Program.load(tmp_path / "int8.mlpackage"), made, tiny.pixels(32))
     assert report.passed, report.divergence
     assert report.changed_percent is not None
 

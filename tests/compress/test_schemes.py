@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packages
 import pytest
 import tiny
 import torch
@@ -18,7 +19,9 @@ from vigcli.compress.schemes import palette
 from vigcli.config.compression import INT8, LEAST_WEIGHTS, Compression
 from vigcli.coreml.graphs import Graph, compare_graphs
 from vigcli.coreml.interpreter import Program
+from vigcli.coreml.package import read_package
 from vigcli.coreml.verify import MIN_INPUTS, hold, twin_of
+from vigcli.coreml.weights import HEADER
 from vigcli.errors import UsageError
 from vigcli.files import bytes_on_disk
 
@@ -94,6 +97,44 @@ def test_a_package_of_every_scheme(
     assert report.snr_db > 37
     assert report.fp32_snr_db is not None
     assert report.fp32_snr_db < 35, "held to the simulation, not to fp32"
+
+
+def stored_numbers(path: Path) -> dict[tuple[str, str], tuple[str, int, int]]:
+    """By kind of compression and what of it: an operation that has it, and where its bytes begin and end."""
+    files = read_package(path)
+    content = (path / packages.WEIGHTS).read_bytes()
+    consts = {o.outputs[0].name: o.attributes["val"] for o in files.block.operations if o.type == "const"}
+    found = {}
+    for operation in files.block.operations:
+        if operation.type.startswith("constexpr_"):
+            values = {**operation.attributes}
+            for name, argument in operation.inputs.items():
+                binding = argument.arguments[0]
+                values[name] = binding.value or consts.get(binding.name or "")  # type: ignore[assignment]
+            for name, value in values.items():
+                if value and value.blob_file_value:
+                    _, _, size, start, _ = HEADER.unpack_from(content, value.blob_file_value.offset)
+                    found[operation.type, name] = operation.outputs[0].name, start, start + size
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w6 grouped", "sparse", "sparse w8", "sparse w4"])
+def test_moved_numbers_of_every_kind_are_found(scheme: str, source: Source, twin: Program, tmp_path: Path) -> None:
+    """Each kind of numbers that the scheme stores, moved by one place in the weight file: palettes, indices, masks,
+    what is not zero, scales."""
+    path = tmp_path / "net.mlpackage"
+    meta = compress(source, path, SCHEMES[scheme][0])
+    file = path / packages.WEIGHTS
+    content = file.read_bytes()
+    stored = stored_numbers(path)
+    assert len(stored) >= 2
+    for (kind, name), (_, start, end) in stored.items():
+        numbers = content[start:end]
+        file.write_bytes(content[:start] + numbers[2:] + numbers[:2] + content[end:])
+        divergence = compare_graphs(Graph(twin), Graph(Program.load(path)), meta)
+        assert divergence is not None, f"{name} of {kind}"
+        assert divergence.op_type == "conv"
+        assert divergence.why.startswith("its weight ")
 
 
 @pytest.mark.parametrize("scheme", ["w8", "w4", "sparse", "int8"])

@@ -31,6 +31,7 @@ COMMANDS = {  # name: the line that `vig --help` shows; the command itself is `v
     "verify": "Run a CoreML package op by op and hold it to its checkpoint.",
     "run": "Run a package on pictures: classes and probabilities.",
     "eval": "Measure top-1 and top-5 of packages, ONNX files and checkpoints.",
+    "report": "Put compressed packages side by side, as a page.",
     "profile": "Count parameters and MACs, price the latency.",
     "build": "Build a network by name and write a checkpoint.",
     "import": "Write a checkpoint from the authors' weights.",

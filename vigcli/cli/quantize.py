@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from vigcli.cli.options import Integer, dry_run_option, json_option, output_option, table_option
+from vigcli.cli.options import (
+    Integer,
+    dry_run_option,
+    json_option,
+    output_option,
+    recipe_set_option,
+    table_option,
+)
 from vigcli.cli.output import Progress, emit_json, progress, say
-from vigcli.errors import UsageError
+from vigcli.cli.quantize_train import qat_recipe_of, settled, trained
+from vigcli.cli.resuming import kept_options
+from vigcli.errors import InfeasibleError, UsageError
 
 if TYPE_CHECKING:
     from vigcli.archs.checkpoint import Checkpoint
     from vigcli.compress.measure import Cost
     from vigcli.config.compression import Compression
     from vigcli.config.package import MinimumIos, PackageMeta
-    from vigcli.config.recipe import Data
+    from vigcli.config.recipe import Data, Recipe
     from vigcli.train.data import Pictures
 
 GROUP_CHANNELS = 8  # that share a palette where iOS has palettes of groups
 
 
 class Asked(NamedTuple):
-    """What the options say of a compression."""
+    """What the options say."""
 
     int8: bool
     weights_only: bool
@@ -33,10 +44,24 @@ class Asked(NamedTuple):
     sparsity: float | None
     calibrate: Any
     target: str | None
+    qat: bool
+    max_drop: float | None
+    checkpoint_name: str | None
+    data_root: str | None
+    images: int
+    recipe_name: str | None
+    settings: Sequence[str]
+    device: str
+    table_name: str
 
 
 class Job(NamedTuple):
-    """What is compressed, how, and on which pictures."""
+    """What is compressed, how, and on which pictures.
+
+    Attributes:
+        recipe: what --qat trains by.
+        is_calibrated: whether ranges are calibrated also where the checkpoint was trained with its own.
+    """
 
     path: Path
     checkpoint: Checkpoint
@@ -45,10 +70,16 @@ class Job(NamedTuple):
     data: Data
     num_calibration_images: int
     val: Pictures
+    recipe: Recipe | None
+    max_drop: float | None
+    is_calibrated: bool
 
     def record(self) -> dict[str, Any]:
+        from vigcli.config.package import network_name
+
         return {
             "checkpoint": str(self.path),
+            "network": network_name(self.checkpoint.meta),
             "compression": self.compression.model_dump(mode="json"),
             "minimum_ios": self.minimum_ios,
             "num_calibration_images": self.num_calibration_images,
@@ -57,7 +88,7 @@ class Job(NamedTuple):
 
 
 def compression_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `Asked`."""
+    """The options that say what becomes of numbers."""
     for option in reversed((
         click.option("--int8", is_flag=True, help="Weights and activations in eight bits (W8A8)."),
         click.option("--weights-only", is_flag=True, help="Weights alone in eight bits; activations stay in fp16."),
@@ -70,6 +101,9 @@ def compression_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--calibrate", type=click.Choice(("percentile", "error", "minmax")),
                      help="Ranges of 8-bit activations: 99.99 % of the numbers (default), the least squared error, "
                           "or all."),
+        click.option("--qat", is_flag=True, help="Train the weights in the int8 package's place, with its ranges."),
+        click.option("--max-drop", type=click.FloatRange(0, 100), metavar="POINTS",
+                     help="Keep the operations in fp16 that hurt most, until top-1 drops no more than so many points."),
         click.option("--target", type=click.Choice(("ios16", "ios17", "ios18")),
                      help="The least iOS that runs the package; default: the first that can."),
     )):  # fmt: skip
@@ -86,6 +120,11 @@ def compression_of(asked: Asked) -> Compression:
         raise UsageError("what to quantize to is not said.", "Write --int8, --weights-only, --bits or --sparsity.")
     if asked.calibrate and not has_activations:
         raise UsageError("--calibrate chooses ranges of activations, which stay in fp16.", "Add --int8.")
+    for option, given in (("--qat", asked.qat), ("--max-drop", asked.max_drop is not None)):
+        if given and (not has_activations or asked.bits or asked.sparsity):
+            raise UsageError(f"{option} is of weights and activations in eight bits.", f"Write --int8 {option}.")
+    if (asked.recipe_name or asked.settings) and not asked.qat:
+        raise UsageError("a recipe is what --qat trains by.", "Add --qat, or leave --recipe and --set out.")
     bits: Any = int(asked.bits) if asked.bits else 8 if asked.int8 or asked.weights_only else 16
     return Compression(
         weight_bits=bits,
@@ -103,58 +142,64 @@ def compression_of(asked: Asked) -> Compression:
     "--data", "data_root", type=click.Path(), help="Folder with train/ and val/; default: the checkpoint's data."
 )
 @click.option("--images", type=Integer(128), default=256, show_default=True, help="Training pictures to calibrate on.")
+@click.option(
+    "--recipe", "recipe_name", metavar="RECIPE", help="Of --qat: what to train by; default: recipes/_qat.yaml."
+)
+@recipe_set_option
+@click.option("--device", default="auto", show_default=True, help="Of --qat: cpu, cuda, mps, or auto.")
+@click.option("--resume", type=click.Path(), metavar="RUN_DIR", help="Go on with a training that was stopped.")
 @table_option
 @output_option
 @dry_run_option
 @json_option
+@click.pass_context
 def command(
-    checkpoint_name: str | None,
-    data_root: str | None,
-    images: int,
-    table_name: str,
-    output: str | None,
-    dry_run: bool,
-    as_json: bool,
-    **options: Any,
+    context: click.Context, resume: str | None, output: str | None, dry_run: bool, as_json: bool, **options: Any
 ) -> None:
     """Write a smaller CoreML package of CHECKPOINT (default: the newest) and measure it by running it.
 
-    --int8, --weights-only or --bits says how numbers are kept, --sparsity leaves some out; a pruned checkpoint is
-    quantized like any other.
+    --int8, --weights-only or --bits says how numbers are kept, --sparsity leaves some out; --qat trains the network for
+    it first, --max-drop leaves some of it in fp16. A pruned checkpoint is quantized like any other.
 
     Example:  vig quantize --int8
     """
+    if resume is not None:
+        options = kept_options(context, Path(resume), options, "quantize")
     asked = Asked(**options)
-    job = _job(checkpoint_name, asked, compression_of(asked), data_root, images)
-    from vigcli.cli.load import run_folder
+    job = _job(asked, compression_of(asked))
+    options["checkpoint_name"] = str(job.path)  # when it is resumed, the newest may be another one
+    from vigcli.cli.load import picked_device, run_folder
     from vigcli.cli.quantize_print import as_record, priced, show
     from vigcli.files import write_json
     from vigcli.latency.table import load_table
-    from vigcli.runs.rundir import new_run
+    from vigcli.runs.rundir import OPTIONS_FILE, new_run
 
-    latency_table = load_table(table_name)
+    latency_table, device = load_table(asked.table_name), picked_device(asked.device)
     if dry_run:
         if as_json:
             emit_json(job.record())
         return
-    with new_run("quantize", run_folder(output)) as run:
-        package = run / f"{job.compression.name}.mlpackage"
-        with progress() as advance:
-            written, found = _made(job, run, package, advance)
+    begun = contextlib.nullcontext(Path(resume)) if resume is not None else new_run("quantize", run_folder(output))
+    with begun as run, progress() as advance:
+        if resume is None:
+            write_json(run / OPTIONS_FILE, options)
+        package, written, found, seconds = _made(job, run, device, advance)
         prices = priced(written, latency_table)
         made = {"package": str(package), "compression": written.compression and written.compression.model_dump()}
-        answer = {**job.record(), **made, **as_record(found, prices)}
+        answer = {**job.record(), **made, **as_record(found, prices), "seconds": round(seconds, 1)}
         write_json(run / "quantize.json", {**answer, "layers": [vars(layer) for layer in found.layers]})
     if as_json:
         emit_json(answer)
-        return
-    show(found, written, package, prices)
-    click.echo(f"Next:  vig verify {package}")
+    else:
+        show(found, written, package, prices)
+        click.echo(f"Next:  vig verify {package}")
+    if job.max_drop is not None and -found.difference.points > job.max_drop:
+        what = f"top-1 drops by {-found.difference.points:.2f} points on the {len(job.val)} pictures measured"
+        hint = "It held on the training pictures that decided; ask for less, or train it so: --qat."
+        raise InfeasibleError(f"{what}, more than --max-drop {job.max_drop:g}.", hint)
 
 
-def _job(
-    checkpoint_name: str | None, asked: Asked, compression: Compression, data_root: str | None, images: int
-) -> Job:
+def _job(asked: Asked, compression: Compression) -> Job:
     """Everything that can be refused before anything long is done."""
     from vigcli.archs.checkpoint import load_checkpoint
     from vigcli.cli.load import data_of, named, picked_checkpoint
@@ -163,22 +208,27 @@ def _job(
     from vigcli.train.data import check_classes, open_data
 
     minimum_ios = check_target(compression, int(asked.target.removeprefix("ios")) if asked.target else None)
-    path = picked_checkpoint(checkpoint_name)
+    path = picked_checkpoint(asked.checkpoint_name)
     checkpoint = load_checkpoint(path)
-    data = data_of(checkpoint.meta, data_root)
+    data = data_of(checkpoint.meta, asked.data_root)
     train, val = open_data(data, "train"), open_data(data, "val")
     for pictures in (train, val):
         check_classes(pictures, checkpoint.meta.arch.num_classes, checkpoint.meta.labels)
-    count = min(images, len(train))
+    count = min(asked.images, len(train))
     if compression.activation_bits == 8:
         check_images(count, train.name)
     say(f"Taking {named(path, checkpoint.meta)}: {compression.text}; iOS {minimum_ios} and later.")
     say(f"Calibrating on {count} training pictures, measuring on {len(val)} others.")
-    return Job(path, checkpoint, compression, minimum_ios, data, count, val)
+    anew = asked.calibrate is not None and not asked.qat
+    job = Job(path, checkpoint, compression, minimum_ios, data, count, val, None, asked.max_drop, anew)
+    if asked.qat:
+        return job._replace(recipe=qat_recipe_of(job, asked.recipe_name, tuple(asked.settings)))
+    return job
 
 
-def _made(job: Job, run: Path, package: Path, advance: Progress) -> tuple[PackageMeta, Cost]:
-    """The package written, and measured beside the network and its fp16 package."""
+def _made(job: Job, run: Path, device: str, advance: Progress) -> tuple[Path, PackageMeta, Cost, float]:
+    """The package written, and measured beside the network and its fp16 package; the seconds that it took to make."""
+    from vigcli.archs.checkpoint import load_checkpoint
     from vigcli.compress.measure import baseline, cost
     from vigcli.compress.quantize import compress, half_package
     from vigcli.runs.provenance import provenance, sha256
@@ -186,10 +236,23 @@ def _made(job: Job, run: Path, package: Path, advance: Progress) -> tuple[Packag
     from vigcli.train.data import load_split
 
     meta, digest = job.checkpoint.meta, sha256(job.path)
-    write_run_file(run, provenance(sys.argv, 0, meta.model_dump_json(), [digest]))
+    record = provenance(sys.argv, 0, meta.model_dump_json(), [digest])
+    write_run_file(run, record)
     pixels, _ = load_split(
         job.data, "train", meta.preprocessing, meta.arch.resolution, limit=job.num_calibration_images
     )
-    with half_package(job.checkpoint, digest, job.minimum_ios, pixels, advance) as source:
-        written = compress(source, package, job.compression, pixels, on_progress=advance)
-        return written, cost(package, source, baseline(job.checkpoint, source, job.val, advance), job.val, advance)
+    start, checkpoint = time.monotonic(), job.checkpoint
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(half_package(checkpoint, digest, job.minimum_ios, pixels, advance))
+        if job.recipe is not None:
+            path = trained(job, source, pixels, run, device, record, advance)
+            checkpoint, original = load_checkpoint(path), source
+            source = stack.enter_context(half_package(checkpoint, sha256(path), job.minimum_ios, pixels, advance))
+        else:
+            original = source
+        compression, ranges = settled(job, checkpoint, source, pixels, advance)
+        package = run / f"{compression.name}.mlpackage"
+        written = compress(source, package, compression, pixels, ranges=ranges, on_progress=advance)
+        seconds = time.monotonic() - start
+        base = baseline(job.checkpoint, original, job.val, advance)
+        return package, written, cost(package, source, base, job.val, advance), seconds

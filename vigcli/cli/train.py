@@ -265,11 +265,4 @@ def _report(result: Any, recipe: Any, run: Path, as_json: bool) -> None:
     if result.damaged:
         say(f"{len(result.damaged)} damaged pictures were left out: {', '.join(result.damaged)}.")
     say(f"Wrote {result.checkpoint}, history.json, log.jsonl, curves.png, confusion.png.")
-    click.echo("Next:  vig export" if _chooses_links(recipe) else "Next:  vig quantize --int8")
-
-
-def _chooses_links(recipe: Any) -> bool:
-    """Whether links depend on the picture, by a top-k: such a network is not quantized."""
-    from vigcli.measure.profile import profile
-
-    return any(op.mark == "topk" for block in profile(recipe.arch_config()).blocks for op in block.trace.ops)
+    click.echo("Next:  vig quantize --int8")

@@ -20,8 +20,9 @@ from vigcli.compress.importance import CRITERIA
 from vigcli.compress.widths import Widths
 from vigcli.config.recipe import Data, Recipe
 from vigcli.measure.profile import profile
-from vigcli.train.data import load_split, normalize
+from vigcli.train.data import load_split
 from vigcli.train.loop import CHECKPOINT_FILE, TrainEvent, train
+from vigcli.train.preprocess import normalize
 from vigcli.train.state import STATE_FILE
 
 START_FILE, DONE_FILE = "pruned.safetensors", "done"  # of a step: before its fine-tuning, and that it has ended

@@ -34,6 +34,7 @@ PASSES = (  # that a program needs after its compression; it went through all ot
     "remove_redundant_ops",
     "dead_code_elimination",
 )
+ACTIVATIONS = ("gelu", "silu")  # that are quantized with the convolution before them
 _MODE = {"mode": "linear_symmetric"}
 Numbers = NDArray[Any]
 
@@ -108,14 +109,11 @@ def _palettes(cto: Any, compression: Compression) -> Callable[[int | None], Any]
     """The configuration for a weight of so many output channels."""
 
     def chosen(weight: Numbers) -> tuple[Numbers, Numbers]:
-        values, indices = palette(
-            weight[weight != 0] if compression.sparsity_ratio else weight, compression.weight_bits
-        )
-        if not compression.sparsity_ratio:
-            return values, indices
-        every = np.zeros(weight.size, np.uint8)  # a zero needs none
-        every[weight.reshape(-1) != 0] = indices
-        return values, every
+        numbers = weight.reshape(-1)
+        used = numbers != 0 if compression.sparsity_ratio else np.ones(numbers.size, bool)
+        indices = np.zeros(numbers.size, np.uint8)  # a zero that is not stored needs none
+        values, indices[used] = palette(numbers[used], compression.weight_bits)
+        return values, indices
 
     def of_group(channels: int | None) -> Any:
         options: dict[str, Any] = {"granularity": "per_tensor"}
@@ -203,6 +201,7 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
     def gathered(model: Any, *_: Any, **__: Any) -> Ranges:
         joined = {name: {**bounds} for name, bounds in ranges.items()}
         concats = debugger.ModelDebugger(model)._get_concat_op_info()
+        concats = [names for names in concats if not joined.keys().isdisjoint(names)]  # known ranges are joined already
         stock._adjust_concat_surrounding_activation_stats(concats, joined)  # what a concat joins has one range
         return joined
 
@@ -214,9 +213,18 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
         _few_passes(),
         _sums_within_range(),
         _sums_of_numbers_alone(),
+        _activations_with_their_convolutions(),
         mock.patch.object(passes, "_get_activation_calibration_stats", gathered),
     ):
         return cto.linear_quantize_activations(model, config, sample_data=[])
+
+
+def _activations_with_their_convolutions() -> Any:
+    """Before an activation that coremltools does not know it quantizes what the convolution gives, and once more after
+    it; its own training with quantization does so after it alone."""
+    passes = importlib.import_module("coremltools.converters.mil.mil.passes.defs.optimize_activation_quantization")
+    suffix = passes.insert_suffix_quantize_dequantize_pair
+    return mock.patch.object(suffix, "_allowed_activations", {*suffix._allowed_activations, *ACTIVATIONS})
 
 
 def _sums_of_numbers_alone() -> Any:

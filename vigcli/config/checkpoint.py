@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from vigcli.config.archs import AnyArch
 from vigcli.config.load import Strict
 from vigcli.config.recipe import Preprocessing
+
+
+class Quantization(Strict):
+    """What weights were trained to be quantized with.
+
+    Attributes:
+        reach: of activations, the greatest magnitude that is not cut off, by the results of the fp16 package.
+    """
+
+    reach: dict[str, Annotated[float, Field(gt=0)]]
 
 
 class CheckpointMeta(Strict):
@@ -20,6 +30,7 @@ class CheckpointMeta(Strict):
         dataset: what it was trained on; null for drawn and imported weights.
         metrics: figures measured when it was saved (`top1_percent`, `num_images`, ...).
         parents: hashes of the files that it was made from.
+        quantization: of a network that was trained in its int8 package's place; None of another.
         provenance: argv, versions, seed and date of the run that wrote it; of an import also the file.
     """
 
@@ -30,6 +41,7 @@ class CheckpointMeta(Strict):
     dataset: str | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     parents: tuple[str, ...] = ()
+    quantization: Quantization | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     @property

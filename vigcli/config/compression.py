@@ -61,13 +61,15 @@ class Compression(Strict):
 
     @property
     def name(self) -> str:
-        """`int8` (W8A8), `w8`, `w4`, `w4a8`, `sparse50`, `sparse50-w8`, ... ; with `-qat` where it was trained."""
+        """`int8` (W8A8), `w8`, `w4`, `w4a8`, `sparse50`, `sparse50-w8`, ... ; `-qat` where it was trained, `-mixed`
+        where some stays in fp16."""
         numbers = f"w{self.weight_bits}" + ("a8" if self.activation_bits == 8 else "")
         sparse = f"sparse{100 * self.sparsity_ratio:g}" if self.sparsity_ratio else ""
         if self.weight_bits == self.activation_bits == 8:
             numbers = "int8"
         numbers = "" if numbers == "w16" else numbers
-        return "-".join(filter(None, (sparse, numbers, "qat" if self.qat else "")))
+        besides = "qat" if self.qat else "", "mixed" if self.kept else ""
+        return "-".join(filter(None, (sparse, numbers, *besides)))
 
     @property
     def text(self) -> str:

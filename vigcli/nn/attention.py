@@ -97,8 +97,8 @@ class TransformerLayer(Foldable):
     def fold(self, keep_norm: bool) -> nn.Module:
         """The factors of a global norm go into the convolution behind it; a layer norm has them for nothing."""
         if not keep_norm and isinstance(self.attention, SeparableAttention):
-            scale_input(self.attention.qkv, self.norm1.weight, self.norm1.bias)
-            scale_input(self.ffn[0], self.norm2.weight, self.norm2.bias)
+            self.attention.qkv = scale_input(self.attention.qkv, self.norm1.weight, self.norm1.bias)
+            self.ffn[0] = scale_input(self.ffn[0], self.norm2.weight, self.norm2.bias)
             self.norm1 = self.norm2 = GlobalNorm(self.attention.proj.out_channels, affine=False)
         return self
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vigcli.nn.decisions import Decision
-from vigcli.nn.deploy import Foldable, fold_norm
+from vigcli.nn.deploy import Foldable, fold_norm, with_weights
 from vigcli.nn.dynamic import rows
 from vigcli.nn.kmeans import APART, Gram, apart, gram, grid_labels, kmeans, memberships, not_zero
 
@@ -122,7 +122,7 @@ class GroupedLinear(Foldable):
 
     def joined(self, name: str) -> Tensor:
         """The weights or biases of all groups."""
-        parts = [head.get_parameter(name) for head in self.heads]
+        parts: list[Tensor] = [getattr(head, name) for head in self.heads]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,9 +133,7 @@ class GroupedLinear(Foldable):
         conv = nn.utils.skip_init(
             nn.Conv2d, weight.shape[1] * groups, len(weight), 1, groups=groups, device=weight.device, dtype=weight.dtype
         )  # draws no weights
-        conv.weight.copy_(weight[:, :, None, None])
-        conv.bias.copy_(self.joined("bias"))
-        return conv
+        return with_weights(conv, weight[:, :, None, None], self.joined("bias"))
 
 
 class LinearNorm(Foldable):
@@ -162,10 +160,7 @@ def _input_part(conv: nn.Conv2d, start: int, stop: int) -> nn.Conv2d:
     part = nn.utils.skip_init(
         nn.Conv2d, weight.shape[1], len(weight), 1, bias=start == 0, device=weight.device, dtype=weight.dtype
     )  # draws no weights
-    part.weight.copy_(weight)
-    if part.bias is not None:
-        part.bias.copy_(conv.bias)
-    return part
+    return with_weights(part, weight, conv.bias if start == 0 else None)
 
 
 def _cluster_part(conv: nn.Conv2d, start: int) -> nn.Linear:
@@ -174,8 +169,7 @@ def _cluster_part(conv: nn.Conv2d, start: int) -> nn.Linear:
     part = nn.utils.skip_init(
         nn.Linear, weight.shape[1], len(weight), bias=False, device=weight.device, dtype=weight.dtype
     )  # draws no weights
-    part.weight.copy_(weight)
-    return part
+    return with_weights(part, weight, None)
 
 
 class TokenAndCluster(Foldable):
@@ -218,7 +212,7 @@ class GlobalMrgcn(TokenAndCluster):
         if self.of_cluster is not None:
             assert isinstance(self.mlp, nn.Conv2d)
             order = torch.arange(self.mlp.in_channels, device=self.mlp.weight.device).view(-1, 2).T.flatten()
-            self.mlp.weight.copy_(self.mlp.weight[:, order])
+            self.mlp = with_weights(self.mlp, self.mlp.weight[:, order], self.mlp.bias)
         return self
 
 
@@ -250,8 +244,8 @@ class GlobalEdgeConv(Foldable):
             whole, width = self.mlp, self.mlp.in_channels // 3
             self.of_cluster = _cluster_part(whole, 2 * width)
             self.of_neighbour = _input_part(whole, width, 2 * width)
-            self.mlp = own = _input_part(whole, 0, width)
-            own.weight.copy_(own.weight.double() - self.of_neighbour.weight.double())
+            own = _input_part(whole, 0, width)
+            self.mlp = with_weights(own, own.weight.double() - self.of_neighbour.weight.double(), own.bias)
         return self
 
 

