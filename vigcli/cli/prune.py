@@ -19,6 +19,7 @@ from vigcli.errors import Interrupted, UnavailableError
 from vigcli.runs.rundir import OPTIONS_FILE
 
 if TYPE_CHECKING:
+    from vigcli.compress.analyze import Sensitivity
     from vigcli.train.evaluate import Evaluation
 
 ANALYZED_IMAGES = 2048  # of the validation pictures, evenly spread: every group asks for three rounds of them
@@ -104,11 +105,9 @@ def _plan(asked: Asked, as_json: bool) -> None:
 
 
 def _prune(asked: Asked, options: dict[str, Any], resume: str | None, output: str | None, as_json: bool) -> None:
-    from vigcli.archs.checkpoint import load_checkpoint
-    from vigcli.cli.prune_print import accuracy, figures, print_figures, print_groups
-    from vigcli.compress.prune import RECORD, prune
+    from vigcli.cli.prune_print import accuracy, print_figures, print_groups
+    from vigcli.compress.prune import prune
     from vigcli.files import write_json
-    from vigcli.measure.profile import profile
     from vigcli.runs.provenance import provenance, sha256
     from vigcli.runs.rundir import new_run, write_run_file
 
@@ -129,15 +128,9 @@ def _prune(asked: Asked, options: dict[str, Any], resume: str | None, output: st
         )  # fmt: skip
         if path is None:
             raise Interrupted("stopped; the state is saved.", f"Go on with: vig prune --resume {run}")
-        pruned = load_checkpoint(path)
-        measured = _measured(asked, pruned.model, advance)
-        answer = {
-            "checkpoint": str(path),
-            "parent": str(asked.path),
-            **figures(asked, profile(pruned.meta.arch)),
-            **accuracy(measured),
-            "groups": pruned.meta.provenance[RECORD],
-        }
+        answer, pruned = _costs(asked, path)
+        measured = _measured(asked, pruned, advance)
+        answer |= accuracy(measured)
         write_json(run / REPORT_FILE, answer)
     if as_json:
         emit_json(answer)
@@ -147,6 +140,18 @@ def _prune(asked: Asked, options: dict[str, Any], resume: str | None, output: st
     say(f"Wrote {path} and {REPORT_FILE}.")
     again = "" if asked.recipe is not None else "Fine-tune it: vig prune ... --recipe RECIPE. "
     click.echo(f"Next:  {again}vig quantize --int8")
+
+
+def _costs(asked: Asked, path: Path) -> tuple[dict[str, Any], Any]:
+    """What the pruned network of a checkpoint costs beside the whole one, and itself."""
+    from vigcli.archs.checkpoint import load_checkpoint
+    from vigcli.cli.prune_print import figures
+    from vigcli.compress.prune import RECORD
+    from vigcli.measure.profile import profile
+
+    model, meta = load_checkpoint(path)
+    answer = {"checkpoint": str(path), "parent": str(asked.path), **figures(asked, profile(meta.arch))}
+    return answer | {"groups": meta.provenance[RECORD]}, model
 
 
 def _watcher(asked: Asked, advance: Any) -> Callable[[int, Any], None]:
@@ -203,9 +208,8 @@ def _analyze(asked: Asked, output: str | None, dry_run: bool, as_json: bool) -> 
     if asked.data is None:
         raise UnavailableError("--analyze measures accuracy, and has no pictures.", "Pass --data FOLDER.")
     from vigcli.cli.prune_print import print_sensitivity
-    from vigcli.compress.analyze import analyze, draw
+    from vigcli.compress.analyze import draw
     from vigcli.compress.groups import Pruner
-    from vigcli.compress.prune import scored
     from vigcli.files import write_json
     from vigcli.runs.provenance import provenance, sha256
     from vigcli.runs.rundir import new_run, write_run_file
@@ -217,30 +221,38 @@ def _analyze(asked: Asked, output: str | None, dry_run: bool, as_json: bool) -> 
         if as_json:
             emit_json({"checkpoint": str(asked.path), "num_groups": len(pruner.groups)})
         return
-    whole = asked.cost.of(asked.before)
-    with new_run("analyze", output) as run, progress() as advance:
-        pictures = list(_pictures(asked, ANALYZED_IMAGES))
-        evaluation = _evaluated(asked, asked.checkpoint.model, pictures)
-        importance = scored(pruner, asked.checkpoint, asked.criterion, asked.data)
-
-        def top1_percent(model: Any) -> float:
-            return _evaluated(asked, model, pictures).top1_percent
-
-        found = analyze(pruner, importance, asked.cost, whole, top1_percent, advance)
+    with new_run("analyze", output) as run:
+        found, whole = _sensitivity(asked, pruner)
+        draw(found, whole.top1_percent, asked.criterion, run / PICTURE_FILE)
         answer = {
             "checkpoint": str(asked.path),
-            "num_images": evaluation.num_images,
-            "top1_percent": evaluation.top1_percent,
-            "latency_ms": whole,
+            "num_images": whole.num_images,
+            "top1_percent": whole.top1_percent,
+            "latency_ms": asked.cost.of(asked.before),
             "criterion": asked.criterion,
             "groups": [{**one._asdict(), "cuts": [cut and cut._asdict() for cut in one.cuts]} for one in found],
         }
         write_json(run / SENSITIVITY_FILE, answer)
-        draw(found, evaluation.top1_percent, asked.criterion, run / PICTURE_FILE)
         write_run_file(run, provenance(sys.argv, 0, meta.arch.model_dump_json(), [sha256(asked.path)]))
     if as_json:
         emit_json(answer)
         return
-    print_sensitivity(asked, found, evaluation)
+    print_sensitivity(asked, found, whole)
     say(f"Wrote {run / SENSITIVITY_FILE} and {PICTURE_FILE}.")
     click.echo(f"Next:  vig prune {asked.path} --budget MS")
+
+
+def _sensitivity(asked: Asked, pruner: Any) -> tuple[list[Sensitivity], Evaluation]:
+    """What every group's cuts leave, and the whole network on the same pictures."""
+    from vigcli.compress.analyze import analyze
+    from vigcli.compress.prune import scored
+
+    pictures = list(_pictures(asked, ANALYZED_IMAGES))
+    importance = scored(pruner, asked.checkpoint, asked.criterion, asked.data)
+
+    def top1_percent(model: Any) -> float:
+        return _evaluated(asked, model, pictures).top1_percent
+
+    with progress() as advance:
+        found = analyze(pruner, importance, asked.cost, asked.cost.of(asked.before), top1_percent, advance)
+    return found, _evaluated(asked, asked.checkpoint.model, pictures)

@@ -46,14 +46,15 @@ def analyze(
     accuracy is left."""
     everything = full(pruner.groups)
     found = []
+
+    def cut(name: str, kept: int) -> Cut:
+        model, config = pruner.pruned({**everything, name: kept}, importance)
+        return Cut(kept, whole - cost.of(profile(config)), top1_percent(model))
+
     for done, group in enumerate(pruner.groups):
         on_progress("cutting groups", done, len(pruner.groups))
-        cuts: dict[int, Cut] = {}
-        for kept in filter(None, _kept(group)):
-            if kept not in cuts:
-                model, config = pruner.pruned({**everything, group.name: kept}, importance)
-                cuts[kept] = Cut(kept, whole - cost.of(profile(config)), top1_percent(model))
-        found.append(Sensitivity(group.name, group.num_units, tuple(cuts.get(kept or 0) for kept in _kept(group))))
+        cuts = tuple(None if kept is None else cut(group.name, kept) for kept in _kept(group))
+        found.append(Sensitivity(group.name, group.num_units, cuts))
     return found
 
 

@@ -75,7 +75,8 @@ class Plan:
     def pruned(self, before: Mapping[str, list[int]]) -> Checkpoint:
         """The smaller network, before any training; `before` is the record of earlier steps."""
         model, config = self.pruner.pruned(self.allocation.kept, self.importance)
-        record = {name: [before.get(name, units)[0], units[1]] for name, units in self.groups.items()}
+        now = {name: [before.get(name, units)[0], units[1]] for name, units in self.groups.items()}
+        record = {**before, **now}  # what is as narrow as can be is in no group any more
         meta = self.checkpoint.meta
         changes = {"arch": config, "metrics": {}, "provenance": {**meta.provenance, RECORD: record}}
         return Checkpoint(model, meta.model_copy(update=changes))
