@@ -244,7 +244,11 @@ def _ops(report: VerifyReport) -> Html | None:
         for op in report.ops
     ]
     columns = ("result", "operation", "dB", *(["dB against fp32"] if int8 else []))
-    return table(columns, rows, "In the order in which they run; casts, choices and the label are not among them. 150 dB: no noise; -150 dB: not finite.")
+    return table(
+        columns,
+        rows,
+        "In the order in which they run; casts, choices and the label are not among them. 150 dB: no noise; -150 dB: not finite.",
+    )
 
 
 def _origin(report: VerifyReport, record: Mapping[str, Any]) -> Html:
