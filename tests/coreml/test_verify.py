@@ -27,6 +27,7 @@ from vigcli.coreml.convert import export
 from vigcli.coreml.exact import TOLERANCE
 from vigcli.coreml.graphs import Divergence, same_half
 from vigcli.coreml.interpreter import Program
+from vigcli.coreml.lint import lint
 from vigcli.coreml.noise import LARGEST_DB
 from vigcli.coreml.ops import OPS, Op
 from vigcli.coreml.verify import (
@@ -113,7 +114,9 @@ def test_a_sound_package_passes(precision: str, shipped: dict[str, Path], checkp
     assert [op.info.name for op in report.ops] == results
     assert report.worst is not None
     assert report.worst.held.db == min(op.held.db for op in report.ops)
-    assert report.num_ops == sum(count for kind, count in report.op_counts.items() if kind not in ADDED)
+    printed = {kind: count for kind, count in report.op_counts.items() if not kind.startswith("constexpr_")}
+    assert report.num_ops == sum(printed.values()), "as `vig export` counts"
+    assert report.num_ops == sum(lint(Program.load(shipped[precision])).num_ops.values()), "as `vig profile` counts"
     assert steps[-1] == ("running", MIN_INPUTS - 1, MIN_INPUTS)
     after = checkpoint.model.state_dict()
     assert all(after[key].dtype == before[key].dtype and torch.equal(after[key], before[key]) for key in before)

@@ -50,7 +50,7 @@ class Program:
     """An ML Program with its weights; `load` reads one, `run` evaluates it, `predict` scores many images.
 
     Attributes:
-        op_counts: how often each operation occurs, constants apart.
+        op_counts: how often each operation occurs, constants apart; of compressed weights also what expands them.
         format: the specification version of the file and the opset of its operations.
         constants: what steps look up by name.
         batch_size: how many images `predict` runs together: those that the package takes at once; where it takes one,
@@ -80,6 +80,11 @@ class Program:
         return cls(
             path, steps.inputs, steps.outputs, metadata, format, steps.counts, steps.steps, steps.constants, size
         )  # fmt: skip
+
+    @property
+    def num_ops(self) -> int:
+        """What "operations" counts in all that is printed: those that run for every input, labelling among them."""
+        return len(self.steps)
 
     @property
     def operations(self) -> list[OpInfo]:

@@ -91,28 +91,29 @@ def check_half(
     first = over[0]
     share = "beyond fp16, which ends at 65504" if first.largest > FP16_MAX else "over half of fp16's range (65504)"
     what = f"{described(program, first.info, blocks)} reaches {first.largest:.3g} on {num_images} pictures, {share}"
-    mixed = f"vig export --precision mixed keeps {kept} of {len(program.operations)} results in fp32."
+    mixed = f"vig export --precision mixed keeps {kept} of {len(_computed(program))} results in fp32."
     raise VigError(f"{what}.", mixed if precision == "fp16" else "vig export --precision fp32 holds them all.")
 
 
 def kept_apart(program: Program, over: set[str]) -> set[str]:
     """The results that have to be computed in fp32: those that leave fp16's range, and what is computed from them."""
-    return {
-        info.name
-        for info in program.operations
-        if info.op_type not in _AROUND and (info.name in over or over & set(info.inputs))
-    }
+    return {info.name for info in _computed(program) if info.name in over or over & set(info.inputs)}
 
 
 def kept_in_fp32(program: Program, precision: str) -> tuple[str, ...]:
     """Of a mixed program the results that it computes in fp32; the casts around them left out."""
     if precision != "mixed":
         return ()
-    return tuple(
-        info.name
+    return tuple(info.name for info in _computed(program) if info.type is not None and info.type.dtype == "fp32")
+
+
+def _computed(program: Program) -> list[OpInfo]:
+    """The results that have a floating-point precision, casts between them left out."""
+    return [
+        info
         for info in program.operations
-        if info.op_type not in _AROUND and info.type is not None and info.type.dtype == "fp32"
-    )
+        if info.op_type not in _AROUND and info.type is not None and info.type.dtype.startswith("fp")
+    ]
 
 
 def described(program: Program, info: OpInfo, blocks: Sequence[str]) -> str:

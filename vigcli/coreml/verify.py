@@ -55,6 +55,7 @@ class VerifyReport:
         ops: every result, with its noise.
         inputs: every picture, with the noise of its scores.
         min_db: what values are held to.
+        num_ops: of the package, what its precision adds included.
         changed_percent: of the choices of neighbours, rank by rank, and of clusters, those that the package makes
             apart; None without.
         rounding: of an int8 package's integers.
@@ -150,7 +151,7 @@ def hold(
     rounding = noise.rounding if meta.precision == "int8" else None
     return VerifyReport(
         meta, stages, exact.error, list(noise.ops.values()), noise.inputs, MIN_SNR_DB[meta.precision],
-        len(theirs.steps), dict(program.op_counts), noise.changed_percent, rounding,
+        program.num_ops, dict(program.op_counts), noise.changed_percent, rounding,
     )  # fmt: skip
 
 
