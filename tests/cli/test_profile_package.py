@@ -15,14 +15,18 @@ import pytest
 import tiny
 import torch
 
-from vigcli.archs.checkpoint import save_checkpoint
+from vigcli.archs import build, resolved
+from vigcli.archs.checkpoint import Checkpoint, save_checkpoint
 from vigcli.cli.main import main
+from vigcli.config.checkpoint import CheckpointMeta
+from vigcli.config.recipe import Preprocessing
 from vigcli.coreml import device_profile
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.convert import export
 from vigcli.coreml.device import Machine
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.references import interpreter_values
+from vigcli.measure.profile import profile
 from vigcli.runs.provenance import sha256
 
 pytest.importorskip("coremltools", exc_type=ImportError)
@@ -54,6 +58,37 @@ def test_operations_and_findings_stand_beside_the_prices(vig: Vig, made: Path) -
     assert blocks["stem"]["ms"] > 0
     assert {finding["kind"] for finding in record["findings"]} == set(record["rules"])
     assert record["dynamic"]["blocks"] == ["stages[2].blocks[2]"]
+
+
+@pytest.mark.parametrize("options", [
+    {"output": "features"}, {"output": "logits", "input": "tensor", "batch": 4}, {"precision": "fp32"},
+], ids=str)  # fmt: skip
+def test_what_no_table_prices_is_described_as_it_is(vig: Vig, tmp_path: Path, options: Any) -> None:
+    program = export(tiny.checkpoint(), "ab" * 32, tmp_path / "net.mlpackage", **options)
+    record = json.loads(vig("profile", "net.mlpackage", "--json"))
+    batch, precision = options.get("batch", 1), options.get("precision", "fp16")
+    said = vig("profile", "net.mlpackage").splitlines()[0]
+    assert said == f"net.mlpackage: {precision}, 96 px, {_GIVES[record['output']]}, batch {batch}"
+    assert record["num_ops"] == program.num_ops
+    assert record["macs"] == batch * (profile(tiny.CONFIG).macs - (_HEAD_MACS if "feature maps" in said else 0))
+    vig("profile", "net.mlpackage", "--budget", "1ms", code=2)
+
+
+_GIVES = {"features": "feature maps", "logits": "logits", "probabilities": "probabilities"}
+_HEAD_MACS = next(block.trace.macs for block in profile(tiny.CONFIG).blocks if block.name == "head")
+
+
+def test_operations_of_which_no_block_is_known_are_told_apart(vig: Vig, tmp_path: Path) -> None:
+    """coremltools folds the batch norms of a network of timm and names the weights that it makes by no block."""
+    config = resolved("timm:resnet10t").changed({"resolution": 64, "num_classes": 10})
+    meta = CheckpointMeta(arch=config, preprocessing=Preprocessing())
+    export(Checkpoint(build(config).eval(), meta), "ab" * 32, tmp_path / "net.mlpackage")
+    record = json.loads(vig("profile", "net.mlpackage", "--json"))
+    blocks = {block["name"]: block["num_ops"] for block in record["blocks"]}
+    assert blocks["layer1"] == 0
+    assert blocks["fc"] > 0
+    assert record["num_ops"] > sum(blocks.values())
+    assert any(line.startswith("elsewhere ") for line in vig("profile", "net.mlpackage").splitlines())
 
 
 def test_a_run_directory_of_a_package_is_its_package(vig: Vig, made: Path, tmp_path: Path) -> None:

@@ -80,9 +80,9 @@ def command(
         _all(tables, as_json)
         return
     operations = Operations(subject) if is_package(subject) else None
-    if operations is not None and operations.meta is None:
+    if operations is not None and operations.why_no_price:
         if changed:
-            raise UsageError(f"{subject}: is no package of vig, so that it has no price.", "Name it alone.")
+            raise UsageError(f"{subject}: has no price: it is {operations.why_no_price}.", "Name it alone.")
         operations.emit(as_json)
     else:
         config, precision = _config(subject, operations, settings, resolution, num_classes)
@@ -231,6 +231,11 @@ def _one(
             for b, of in zip(counted.blocks, prices, strict=True)
         ]  # fmt: skip
         more = operations.columns if operations else ()
+        if operations:
+            rows += [
+                (name, "", "", "", "", "", *("" for _ in (*prices[0], *prices[0])), *operations.cells(name))
+                for name in operations.found.num_ops if name not in {b.name for b in counted.blocks}
+            ]  # fmt: skip
         fixed = [f"{t.fixed_ms:.4f}" if e is not None else "" for t, e in zip(tables, estimates, strict=True)]
         if any(fixed):
             fixed_cells = (cell for ms in fixed for cell in (ms, ""))
@@ -240,7 +245,7 @@ def _one(
         table(
             ("block", "what", "params", "MACs", "act MB", "weight MB", *priced, *more),
             rows,
-            title=f"{subject}, deployed, {config.resolution} px",
+            title=f"{subject}, deployed, {config.resolution} px{f', {precision}' if precision else ''}",
         )
         click.echo()
         counts = _counts(counted, config)

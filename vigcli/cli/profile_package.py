@@ -96,6 +96,16 @@ class Operations:
         names = [block.name for block in profile(self.meta.arch).blocks] if self.meta else []
         self.subject, self.found = subject, lint(program, names)
 
+    @property
+    def why_no_price(self) -> str:
+        """Why what is known of its network is not known of the package; empty where it is."""
+        meta = self.meta
+        if meta is None:
+            return "no package of vig"
+        gives = "feature maps" if meta.output == "features" else meta.output
+        is_priced = meta.output != "features" and meta.batch == 1 and meta.precision in ("fp16", "mixed")
+        return "" if is_priced else f"{meta.precision}, {meta.arch.resolution} px, {gives}, batch {meta.batch}"
+
     def cells(self, block: str) -> tuple[Any, ...]:
         """A block's number of operations, and how many of each kind of finding; empty where there is none."""
         counts = self.found.counts(block)
@@ -119,23 +129,39 @@ class Operations:
         }
 
     def emit(self, as_json: bool) -> None:
-        """Of another's package: its operations, which have no price."""
-        blocks = self.found.num_ops
+        """Of a package that has no price: its operations, and the MACs of one run of it."""
+        blocks, macs = self.found.num_ops, self.found.macs
         if as_json:
-            macs = self.found.macs
+            said = {} if self.meta is None else {
+                "arch": self.meta.arch.model_dump(mode="json"), "precision": self.meta.precision,
+                "output": self.meta.output, "batch": self.meta.batch, "macs": sum(macs.values()),
+                "latency_ms": None, "latency_kind": "not known",
+            }  # fmt: skip
             emit_json({
-                "name": self.subject, **self.record(),
+                "name": self.subject, **said, **self.record(),
                 "blocks": [{"name": name, "macs": macs[name], **self.block_record(name)} for name in blocks],
             })  # fmt: skip
             return
-        rows = [(name or "(all)", format_count(self.found.macs[name]), *self.cells(name)) for name in blocks]
-        table(("block", "MACs", *self.columns), rows, title=f"{self.subject}: no package of vig; blocks by its weights")
+        rows = [(name or "(all)", format_count(macs[name]), *self.cells(name)) for name in blocks]
+        what = self.why_no_price + ("; blocks by its weights" if self.meta is None else "")
+        table(("block", "MACs", *self.columns), rows, title=f"{self.subject}: {what}")
+        if self.meta is not None:
+            click.echo()
+            fields(
+                [
+                    ("MACs", f"{sum(macs.values()):,}"),
+                    ("latency", "not known: tables are of fp16, one picture, with a head"),
+                ]
+            )
         self.print_findings()
 
     def print_findings(self) -> None:
         """What was found, by kind, with where, the way out, the reason and who reported it."""
         from vigcli.coreml.lint import RULES, dynamic_text
+        from vigcli.coreml.op_blocks import ELSEWHERE
 
+        if ELSEWHERE in self.found.num_ops:
+            say(f"{ELSEWHERE}: coremltools made these weights itself and named them by no block, as of folded norms.")
         if self.found.dynamic:
             fields([("dynamic part", dynamic_text(self.found))])
         groups = Counter((finding.kind, finding.setting) for finding in self.found.findings)

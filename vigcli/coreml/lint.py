@@ -137,7 +137,7 @@ class Lint(NamedTuple):
 
     Attributes:
         num_ops: operations by block, constants left out.
-        macs: of convolution, linear and matmul by block, at batch 1.
+        macs: of convolution, linear and matmul by block, of one run of the package.
         op_blocks: the block of every result.
     """
 

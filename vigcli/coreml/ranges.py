@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vigcli.coreml.interpreter import OpInfo, Precision, Program
-from vigcli.coreml.op_blocks import op_blocks
+from vigcli.coreml.op_blocks import ELSEWHERE, op_blocks
 from vigcli.errors import VigError
 
 FP16_MAX = 65504.0
@@ -119,4 +119,4 @@ def _computed(program: Program) -> list[OpInfo]:
 def described(program: Program, info: OpInfo, blocks: Sequence[str]) -> str:
     """`conv 'input_33' of stages[1].blocks[2]`."""
     block = op_blocks(program, blocks).get(info.name)
-    return f"{info.op_type} '{info.name}'" + (f" of {block}" if block else "")
+    return f"{info.op_type} '{info.name}'" + (f" of {block}" if block and block != ELSEWHERE else "")
