@@ -126,9 +126,16 @@ def test_every_exception_has_two_lines_and_a_code(error: BaseException, code: in
     assert "\n" not in f"{known}{known.hint}"
 
 
-def test_debug_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Exception, match="no known network"):
-        main(["build", "nope", "--debug"])
+def test_debug_shows_where_and_ends_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    codes, said = [], []
+    for more in ([], ["--debug"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["build", "nope", *more])
+        codes.append(stop.value.code)
+        said.append(capsys.readouterr().err)
+    assert codes[0] == codes[1]
+    assert "Traceback" in said[1]
+    assert said[1].endswith(said[0])
 
 
 class Terminal(io.StringIO):

@@ -10,6 +10,7 @@ try:
     import keyword
     import os
     import signal
+    import traceback
     from collections.abc import Sequence
     from importlib import import_module
     from typing import NoReturn
@@ -99,8 +100,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         click.echo(error.format_message(), err=True)
         sys.exit(error.exit_code)
     except BaseException as error:
-        if isinstance(error, SystemExit) or (debug and isinstance(error, Exception)):
+        if isinstance(error, SystemExit):
             raise
+        if debug and isinstance(error, Exception):
+            traceback.print_exception(error)
         if stopped:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only break the message
         # A library may have made an error of its own of the interrupt.
