@@ -70,9 +70,13 @@ class Progress:
             self.start, self.what, self.first = now, what, done
         if now - self.last < (0.2 if self.tty else 15):
             return
+        if done >= total and not self.tty:  # what is over is no progress
+            return
         self.last = now
-        rate = (done - self.first) / max(now - self.start, 1e-9)
-        left = f"{rate:.3g}/s  {format_duration((total - done) / rate)} left" if rate > 0 else ""
+        seconds = now - self.start
+        rate = (done - self.first) / seconds if seconds > 0.1 else 0  # in less nothing is told of a speed
+        shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        left = f"{shown}/s  {format_duration((total - done) / rate)} left" if rate > 0 else ""
         text = f"{what} {done:,}/{total:,}  {left}  {note}".rstrip()
         click.echo(f"\r\033[K{text}" if self.tty else text, err=True, nl=not self.tty)
 
