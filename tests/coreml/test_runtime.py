@@ -93,6 +93,13 @@ def test_a_package_scores_as_its_checkpoint(package: Path, checkpoint: Checkpoin
     torch.testing.assert_close(runner(PIXELS), logits.softmax(1), rtol=1e-4, atol=1e-6)
 
 
+def test_numpy_s_pictures_and_none(package: Path) -> None:
+    runner, images = open_runner(package), tiny.pixels(2).to(torch.uint8)
+    assert torch.equal(runner(images.numpy()), runner(images))
+    with pytest.raises(ConfigError, match="there are no images"):
+        runner(images[:0])
+
+
 def test_pictures_are_handed_over_in_full_batches(package: Path) -> None:
     """What is left over of a batch runs one by one: the loaders' batches must be whole ones of the program."""
     assert open_runner(package).batch_size % Program.load(package).batch_size == 0

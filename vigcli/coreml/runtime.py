@@ -63,7 +63,10 @@ class Runner:
     is_guess: bool = False
     batch_size: int = BATCH
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor | np.ndarray) -> Tensor:
+        images = torch.as_tensor(images)
+        if not len(images):
+            raise ConfigError(f"{self.name}: there are no images to predict.")
         scores = self.predict(images)
         if scores.shape != (len(images), self.num_classes):
             found = " x ".join(map(str, scores.shape))
