@@ -188,6 +188,7 @@ def test_a_deeper_checkpoint(shipped: dict[str, Path], checkpoint: Checkpoint) -
     other = Checkpoint(build(config).eval(), checkpoint.meta.model_copy(update={"arch": config}))
     report = verified(shipped["fp32"], other, PIXELS)
     assert divergence(report).name == "arch"
+    assert divergence(report).why == "its stages[3].graph_depth is 1, the checkpoint's 2"
     assert report.stages["graph"] is not None
     assert 0 < len(report.ops) < report.num_ops, "compared as long as the graphs are alike"
 

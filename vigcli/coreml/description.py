@@ -66,8 +66,21 @@ def metadata_apart(checkpoint: CheckpointMeta, meta: PackageMeta) -> Divergence 
     for name in CheckpointMeta.model_fields:
         due, given = getattr(checkpoint, name), getattr(meta, name)
         if due != given:
-            return Divergence("metadata", name, f"is {_short(given)}, the checkpoint's {_short(due)}")
+            where, due, given = _apart(*(meta.model_dump(mode="json")[name] for meta in (checkpoint, meta)))
+            what = f"its {where} is" if where else "is"
+            return Divergence("metadata", name, f"{what} {_short(given)}, the checkpoint's {_short(due)}")
     return None
+
+
+def _apart(due: Any, given: Any, path: str = "") -> tuple[str, Any, Any]:
+    """Where two values of plain data first differ, and what stands there: `stages[0].width`."""
+    if isinstance(due, dict) and isinstance(given, dict) and due.keys() == given.keys():
+        pairs = [(f"{path}.{key}".lstrip("."), due[key], given[key]) for key in due]
+    elif isinstance(due, list) and isinstance(given, list) and len(due) == len(given):
+        pairs = [(f"{path}[{i}]", *both) for i, both in enumerate(zip(due, given, strict=True))]
+    else:
+        return path, due, given
+    return next(_apart(first, second, where) for where, first, second in pairs if first != second)
 
 
 def _texts_apart(twin: Program, shipped: Program) -> Divergence | None:

@@ -139,7 +139,9 @@ def lines(report: VerifyReport) -> list[tuple[str, str]]:
         furthest = f"none further than {0.5 + rounding.regret:.2f} steps from its value (held to {0.5 + MAX_REGRET:g})"
         found.append(("integers", f"{turned:.2f} % rounded to the other side, {furthest}"))
     if worst:
-        found.append(("worst operation", f"{worst.info.name} ({worst.info.op_type}), {worst.held.db:.1f} dB"))
+        text = f"{worst.info.name} ({worst.info.op_type}), {worst.held.db:.1f} dB"
+        held = "" if meta.precision == "int8" else "; reported: where the pictures hold, no operation is held"
+        found.append(("worst operation", text + held))
     if report.changed_percent is not None:
         text = "(of neighbours in their order, and clusters) would fall otherwise; run with the twin's"
         found.append(("choices", f"{report.changed_percent:.2f} % {text}"))
