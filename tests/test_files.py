@@ -25,6 +25,19 @@ def test_a_file_and_its_folders_are_written(tmp_path: Path) -> None:
     write_text(tmp_path / ("n" * 255), "the longest name there is")
 
 
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "package") as temporary:
+            temporary.mkdir(0o700)
+            (temporary / "x").touch(0o600)
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("package", "package/x")]
+    assert modes == [0o750, 0o640]
+    assert below(tmp_path) == ["package", "package/x"]
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_failure_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
     write_text(tmp_path / "x", "old")

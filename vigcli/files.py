@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,17 +28,34 @@ def replacing(path: Path | str) -> Iterator[Path]:
             made_folder(target.parent) as parent,
             tempfile.TemporaryDirectory(prefix=".vig-", dir=parent, ignore_cleanup_errors=True) as folder,
         ):
-            temporary = Path(folder) / target.name
+            temporary, aside = Path(folder) / target.name, Path(folder) / "replaced"
+            usual = _usual_mode(aside)
             yield temporary
+            _open_to_others(temporary, usual)
             if temporary.is_file():
                 with temporary.open("rb") as written:
                     os.fsync(written.fileno())
-            _put(temporary, target, Path(folder) / "replaced")
+            _put(temporary, target, aside)
     except OSError as error:
         raise VigError(
             f"{path}: cannot be written: {error.strerror or error}.",
             "Free disk space or choose another place with -o; nothing was left half-written.",
         ) from error
+
+
+def _usual_mode(path: Path) -> int:
+    """What the umask makes of a new folder; none is left at `path`."""
+    path.mkdir()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.rmdir()
+    return mode
+
+
+def _open_to_others(path: Path, mode: int) -> None:
+    """Let read who the umask lets: libraries make for their owner alone what they write."""
+    for file in (path, *path.rglob("*")):
+        if file.is_dir() or file.is_file():
+            file.chmod(file.stat().st_mode | (mode if file.is_dir() else mode & 0o666))
 
 
 def _put(new: Path, target: Path, aside: Path) -> None:
@@ -68,6 +86,20 @@ def made_folder(path: Path) -> Iterator[Path]:
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+KINDS = {  # by the end of a name
+    ".mlpackage": "a CoreML package",
+    ".mlmodel": "a CoreML model in one file",
+    ".onnx": "an ONNX file",
+    ".safetensors": "a file of weights",
+    ".yaml": "a YAML file",
+}
+
+
+def kind_of(path: Path) -> str:
+    """What something that exists is, told by its name."""
+    return KINDS.get(path.suffix.lower()) or ("a folder" if path.is_dir() else "a file of another kind")
 
 
 def bytes_on_disk(path: Path) -> int:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from vigcli.archs.checkpoint import save_checkpoint
+from vigcli.cli.main import main
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.convert import export
 from vigcli.coreml.interpreter import Program
@@ -88,6 +89,35 @@ def test_a_picture_that_cannot_be_read_costs_itself_alone(
     answer = json.loads(vig("run", "many", "--json", code=3))
     assert [record["picture"] for record in answer["pictures"]] == ["many/b.png", "many/c.jpg"]
     assert vig("run", "many/bad.png", code=3) == ""
+
+
+@pytest.mark.usefixtures("runs", "vig")
+def test_what_is_neither_a_picture_nor_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "old.mlmodel").write_bytes(b"")
+    (tmp_path / "net.onnx").write_bytes(b"")
+    for line, code, said in (
+        (("run", "notes.txt", "a.png"), 2, "notes.txt: is neither a picture nor what could be run on one."),
+        (("run", "fp16.mlpackge", "a.png"), 2, "fp16.mlpackge: does not exist: it is no picture"),
+        (("run", "old.mlmodel", "a.png"), 3, "is a CoreML model in one file, not an .mlp"),
+        (("verify", "runs/0001-train/checkpoint.safetensors"), 3, "is a file of weights, not an .mlpackage."),
+        (("export", "runs/0002-export/fp16.mlpackage"), 3, "is a CoreML package, not a checkpoint."),
+        (("profile", "net.onnx"), 3, "is an ONNX file, not a checkpoint."),
+        (("profile", "none.mlpackage"), 3, "none.mlpackage: does not exist."),
+        (("export", "runs/0001-train", "--data", "nope", "--dry-run"), 6, "nope/train: no such folder"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(line)
+        error = capsys.readouterr().err
+        assert stop.value.code == code, error
+        assert said in error
+
+
+@pytest.mark.usefixtures("runs", "vig")
+def test_a_device_moves_no_package_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "runs/0002-export", "a.png", "--device", "cuda"])
+    assert "--device cuda is of checkpoints" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("runs")

@@ -90,11 +90,11 @@ def test_the_package_of_these_tests_runs(package: Path) -> None:
 
 
 def test_refuses_what_is_no_package(tmp_path: Path, package: Path) -> None:
-    refused(tmp_path / "absent.mlpackage", "is not an .mlpackage")
+    refused(tmp_path / "absent.mlpackage", "does not exist")
     refused(tmp_path, "is not an .mlpackage")
     (tmp_path / "net.mlmodel").write_bytes((package / packages.MODEL).read_bytes())
-    refused(tmp_path / "net.mlmodel", "is a file, not an .mlpackage")
-    refused(package / packages.MODEL, "is a file, not an .mlpackage")
+    refused(tmp_path / "net.mlmodel", "is a CoreML model in one file, not an .mlpackage")
+    refused(package / packages.MODEL, "is a CoreML model in one file, not an .mlpackage")
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ def test_refuses_a_neural_network(tmp_path: Path) -> None:
     builder.add_activation("act", "RELU", "x", "y")
     model = ct.models.MLModel(builder.spec, skip_model_load=True)
     model.save(str(tmp_path / "net.mlmodel"))
-    refused(tmp_path / "net.mlmodel", "is a file, not an .mlpackage")
+    refused(tmp_path / "net.mlmodel", "is a CoreML model in one file, not an .mlpackage")
     model.save(str(tmp_path / "net.mlpackage"))
     refused(tmp_path / "net.mlpackage", "not an ML Program but a model of type neuralNetwork")
 

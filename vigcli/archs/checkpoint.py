@@ -16,7 +16,7 @@ from vigcli.archs import build
 from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.load import parse_as
 from vigcli.errors import ConfigError
-from vigcli.files import replacing
+from vigcli.files import kind_of, replacing
 
 _KEY, _CHECKSUM = "vig", "sha256"
 
@@ -86,9 +86,6 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], text: str) -> Non
             save_file(tensors, temporary, {_KEY: text, _CHECKSUM: _checksum(tensors, text)})
         except SafetensorError as error:  # it wraps the operating system's complaint
             raise OSError(str(error)) from error
-        usual = temporary.with_suffix(".mode")  # safetensors lets nobody but the owner read
-        usual.touch()
-        temporary.chmod(usual.stat().st_mode)
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], str]:
@@ -98,6 +95,8 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], str]:
 
 def _open(path: Path | str, tensors: bool) -> tuple[dict[str, Tensor], str]:
     path = Path(path)
+    if path.exists() and (path.is_dir() or path.suffix != ".safetensors"):
+        raise ConfigError(f"{path}: is {kind_of(path)}, not a checkpoint.", "Give a checkpoint (.safetensors).")
     if not path.is_file():
         raise ConfigError(f"{path}: no such checkpoint file.", "`vig train` and `vig build -o FILE` write one.")
     try:

@@ -58,13 +58,18 @@ def command(
     """
     from vigcli.config.recipe import Data
     from vigcli.train.data import num_workers, open_data
+    from vigcli.train.evaluate import class_order
 
     check_weights(subjects, weights)
     data = Data(root=data_root) if data_root is not None else Data(source="emoji10", workers=0)
     val = open_data(data, "val")
     runners = [open_subject(name, runtime, device, weights) for name in subjects or (None,)]
+    orders = [class_order(val.name, val.labels, runner.labels, runner.num_classes) for runner in runners]
     with progress() as advance:
-        measured = [_measured(runner, val, limit, num_workers(data), advance) for runner in runners]
+        measured = [
+            _measured(runner, order, val, limit, num_workers(data), advance)
+            for runner, order in zip(runners, orders, strict=True)
+        ]
     if as_json:
         emit_json({"data": val.name, "num_images": measured[0].evaluation.num_images,
                    "subjects": [_record(m, measured[0]) for m in measured]})  # fmt: skip
@@ -76,12 +81,13 @@ def command(
         _print_confusions(measured[0])
 
 
-def _measured(runner: Runner, val: Pictures, limit: int | None, workers: int, advance: Progress) -> Measured:
-    """A subject run over the pictures."""
+def _measured(
+    runner: Runner, order: list[int], val: Pictures, limit: int | None, workers: int, advance: Progress
+) -> Measured:
+    """A subject run over the pictures, whose classes are its own in that order."""
     from vigcli.train.data import eval_batches
-    from vigcli.train.evaluate import class_order, evaluate
+    from vigcli.train.evaluate import evaluate
 
-    order = class_order(val.name, val.labels, runner.labels, runner.num_classes)
     total = min(limit or len(val), len(val))
     say(f"Taking {runner.name} on {total:,} pictures of {val.name}: {runner.preparation}.")
     say(f"ran by: {runner.ran_by}")

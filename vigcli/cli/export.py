@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from vigcli.cli.options import Integer, dry_run_option, json_option, output_opti
 from vigcli.cli.output import emit_json, fields, progress, say
 from vigcli.errors import UsageError
 from vigcli.units import format_bytes
+
+if TYPE_CHECKING:
+    from vigcli.config.recipe import Data
 
 ONNX = "onnx"
 CHECKED = 16  # pictures on which ranges are looked at
@@ -74,7 +77,9 @@ def command(
     """
     from vigcli.cli.load import named, run_folder
     from vigcli.config.package import check_batch, planned
+    from vigcli.config.recipe import Data
     from vigcli.runs.rundir import new_run
+    from vigcli.train.data import open_data
 
     given = input_ or ("tensor" if target == ONNX else "image")
     gives = "features" if features else "logits" if logits else "probabilities"
@@ -92,14 +97,16 @@ def command(
     if meta.is_drawn:
         say(DRAWN)
     file = "model.onnx" if target == ONNX else f"{precision}.mlpackage"
+    data = Data(source="emoji10") if data_root is None else Data(source="folder", root=data_root)
     answer = {"checkpoint": subject if path is None else str(path), "target": target, **_ends(checkpoint, meta, target)}
     if dry_run:
         folder = run_folder(output)
+        open_data(data, "train")
         answer["package"] = str(Path(folder) / file) if folder else f"{file} in a new run in runs/"
     else:
         with new_run("export", run_folder(output)) as run, _with_file(path, checkpoint, run) as path:
             answer |= {"checkpoint": str(path), "package": str(run / file)}
-            answer |= _written(checkpoint, meta, path, run / file, target, data_root)
+            answer |= _written(checkpoint, meta, path, run / file, target, data)
     if as_json:
         emit_json(answer)
         return
@@ -164,9 +171,8 @@ def _ends(checkpoint: Any, meta: Any, target: str) -> dict[str, Any]:
     }
 
 
-def _written(checkpoint: Any, meta: Any, path: Path, file: Path, target: str, data_root: str | None) -> dict[str, Any]:
+def _written(checkpoint: Any, meta: Any, path: Path, file: Path, target: str, data: Data) -> dict[str, Any]:
     """Write the file, and tell what is known of it only then."""
-    from vigcli.config.recipe import Data
     from vigcli.coreml.convert import export, meta_of
     from vigcli.coreml.lint import lint, summary
     from vigcli.coreml.onnx import export_onnx
@@ -175,7 +181,6 @@ def _written(checkpoint: Any, meta: Any, path: Path, file: Path, target: str, da
     from vigcli.runs.rundir import write_run_file
     from vigcli.train.data import load_split
 
-    data = Data(source="emoji10") if data_root is None else Data(source="folder", root=data_root)
     images, _ = load_split(data, "train", meta.preprocessing, meta.arch.resolution, limit=CHECKED)
     is_checked = target == ONNX or meta.precision != "fp16" or not meta.is_drawn
     digest = sha256(path)

@@ -66,7 +66,8 @@ def picked_checkpoint(path: str | None) -> Path:
     """The checkpoint that a user named (a file or a run directory), else the newest of any run."""
     if path is None:
         return newest([f"*/{CHECKPOINT_FILE}"], "checkpoint", "Train one first: vig train RECIPE.")
-    return Path(path) / CHECKPOINT_FILE if Path(path).is_dir() else Path(path)
+    folder = Path(path)
+    return folder / CHECKPOINT_FILE if folder.is_dir() and folder.suffix != ".mlpackage" else folder
 
 
 def named(path: Path, meta: Any) -> str:
@@ -82,13 +83,18 @@ def run_folder(output: str | None) -> str | None:
     return output
 
 
-def picked_package(path: str | None) -> Path:
-    """The package that a user named (or the one of a run directory), else the newest of any run."""
+def picked_package(path: str | None, others: Sequence[str] = ()) -> Path:
+    """The package that a user named (or the one of a run directory), else the newest of any run.
+
+    Args:
+        others: patterns of what is taken from a run directory without a package.
+    """
     if path is None:
         return newest(["*/*.mlpackage"], "CoreML package", "Write one first: vig export, or vig quantize --int8.")
     folder = Path(path)
     if folder.is_dir() and folder.suffix != ".mlpackage":
-        return newest(["*.mlpackage"], "CoreML package", "Name a package, or the run directory of one.", folder)
+        patterns = ["*.mlpackage"] if any(folder.glob("*.mlpackage")) else ["*.mlpackage", *others]
+        return newest(patterns, "CoreML package", "Name a package, or the run directory of one.", folder)
     return folder
 
 

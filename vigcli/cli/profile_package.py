@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -84,14 +83,14 @@ class Operations:
 
     def __init__(self, subject: str):
         from vigcli.cli.load import picked_package
-        from vigcli.coreml.convert import meta_of
+        from vigcli.coreml.convert import METADATA_KEY, meta_of
         from vigcli.coreml.interpreter import Program
         from vigcli.coreml.lint import lint
         from vigcli.measure.profile import profile
 
         program = Program.load(picked_package(subject))
         self.meta: PackageMeta | None = None
-        with contextlib.suppress(ConfigError):
+        if METADATA_KEY in program.metadata:
             self.meta = meta_of(program)
         names = [block.name for block in profile(self.meta.arch).blocks] if self.meta else []
         self.subject, self.found = subject, lint(program, names)

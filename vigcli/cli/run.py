@@ -38,12 +38,15 @@ def command(names: tuple[str, ...], top: int, runtime: str, device: str, weights
     check_weights(names[:1], weights)
     if len(names) == 1 and subject is not None:
         raise UsageError(f"no picture to run {subject} on is named.", f"vig run {subject} PICTURE...")
+    if subject is None:
+        _check_picture(Path(names[0]))
     files = picture_files(names[subject is not None :])
     runner = open_subject(subject, runtime, device, weights)
     say(f"Taking {runner.name} on {len(files):,} picture{'s' * (len(files) > 1)}: {runner.preparation}.")
     say(f"ran by: {runner.ran_by}")
     records, unreadable = [], []
     with progress() as advance:
+        advance("pictures", 0, len(files))
         for done, (file, found) in enumerate(_answers(runner, files, top), 1):
             advance("pictures", done, len(files))
             if isinstance(found, ConfigError):
@@ -62,6 +65,20 @@ def command(names: tuple[str, ...], top: int, runtime: str, device: str, weights
         for error in unreadable:
             say(str(error))
         raise ConfigError(f"{len(unreadable)} of {len(files)} pictures cannot be read.", unreadable[0].hint)
+
+
+def _check_picture(path: Path) -> None:
+    """Raise UsageError for the first name where it can be neither what is run nor a picture, as of a typing error."""
+    from vigcli.train.pictures import is_picture, read_picture
+
+    if path.is_dir() or is_picture(path.name) or path.suffix.lower() in (".heic", ".heif"):
+        return
+    try:
+        read_picture(path, str(path))
+    except ConfigError:
+        what = "is neither a picture nor" if path.exists() else "does not exist: it is no picture, and not"
+        hint = "First what to run, a .mlpackage, .onnx or .safetensors, then pictures; or pictures alone."
+        raise UsageError(f"{path}: {what} what could be run on one.", hint) from None
 
 
 def _answers(runner: Runner, files: Sequence[Path], top: int) -> Iterator[tuple[Path, Any]]:

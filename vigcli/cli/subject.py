@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vigcli.cli.output import say
 from vigcli.errors import UnavailableError, UsageError
 from vigcli.runs.rundir import RUN_FILE, newest
 
@@ -40,7 +41,7 @@ def is_subject(name: str) -> bool:
     path = Path(name)
     return (
         name.startswith(TIMM)
-        or path.suffix in (".mlpackage", ".onnx", ".safetensors")
+        or path.suffix in (".mlpackage", ".mlmodel", ".onnx", ".safetensors")
         or (path / RUN_FILE).is_file()
         or any(next(path.glob(pattern), None) for pattern in FILES)
     )
@@ -68,7 +69,10 @@ def open_subject(name: str | None, runtime: Any, device: str, weights: str | Non
         path = Path(name)
     if path.suffix == ".safetensors":
         return _checkpoint_runner(path, picked_device(device))
-    return open_runner(path, runtime)
+    runner = open_runner(path, runtime)
+    if device != "auto":
+        say(f"--device {device} is of checkpoints: it does not move {path}.")
+    return runner
 
 
 def _checkpoint_runner(path: Path, device: str) -> Runner:

@@ -63,14 +63,14 @@ def command(
     from vigcli.runs.provenance import provenance
     from vigcli.runs.rundir import new_run, write_run_file
 
-    package = picked_package(package_name)
+    package = picked_package(package_name, ["*.onnx"])
     verified = _verify_onnx if package.suffix == ".onnx" else _verify_package
-    opened, meta = _opened(package)
-    path = checkpoint_of(package, meta.checkpoint_sha256, checkpoint_name)
-    say(f"Taking {package} and {path}.")
-    pixels, names = _pictures(image_names, inputs, meta)
-    paths = {"package": str(package), "checkpoint": str(path)}
     with new_run("verify", output) as run:
+        opened, meta = _opened(package)
+        path = checkpoint_of(package, meta.checkpoint_sha256, checkpoint_name)
+        say(f"Taking {package} and {path}.")
+        pixels, names = _pictures(image_names, inputs, meta)
+        paths = {"package": str(package), "checkpoint": str(path)}
         record = provenance(sys.argv, 0, meta.model_dump_json(), [meta.checkpoint_sha256])
         answer, lines, divergence = verified(run, opened, load_checkpoint(path), pixels, names, paths, record)
         write_run_file(run, record)

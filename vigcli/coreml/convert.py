@@ -42,6 +42,7 @@ from vigcli.config.package import (
 from vigcli.config.recipe import Channels, Preprocessing
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.interpreter import Program
+from vigcli.coreml.package import REEXPORT_HINT
 from vigcli.coreml.pipeline import brisk, pipeline
 from vigcli.coreml.ranges import check_finite, check_half, kept_in_fp32, reaches
 from vigcli.errors import ConfigError
@@ -273,11 +274,13 @@ def package_meta(path: Path | str) -> PackageMeta:
 def meta_of(program: Program) -> PackageMeta:
     """What a loaded package says of itself."""
     text = program.metadata.get(METADATA_KEY)
-    try:
-        data = json.loads(text or "")
-    except (ValueError, RecursionError):
+    if text is None:
         hint = "Only packages that `vig export` and `vig quantize` wrote can be verified."
-        raise ConfigError(f"{program.path}: is no package of vig: its metadata is missing.", hint) from None
+        raise ConfigError(f"{program.path}: is no package of vig: its metadata is missing.", hint)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{program.path}: what it says of itself is damaged.", REEXPORT_HINT) from None
     return parse_as(PackageMeta, data, str(program.path))
 
 

@@ -25,8 +25,10 @@ from vigcli.coreml.ops.const import TensorType
 from vigcli.coreml.weights import WeightFiles
 from vigcli.coreml.wire import field_numbers, read
 from vigcli.errors import ConfigError
+from vigcli.files import kind_of
 
 REEXPORT_HINT = "Export the package again, or copy it again: a copy or a download may have been cut short."
+FOLDER_HINT = "An .mlpackage is a folder that has a Manifest.json; `vig export` writes one."
 KIND_HINT = "Convert with convert_to='mlprogram'; neural networks and pipelines are not supported."
 # What reading a message raises that anybody may have written.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -160,10 +162,12 @@ def shown(text: object) -> str:
 
 def find_model(path: Path) -> Path:
     """Where the manifest says that the model is; never outside the package. Raises ConfigError."""
+    if not path.exists():
+        raise ConfigError(f"{path}: does not exist.", "Check the path; `vig export` writes packages.")
     if path.is_file():
-        raise ConfigError(f"{path} is a file, not an .mlpackage.", "Give the folder that has a Manifest.json.")
+        raise ConfigError(f"{path}: is {kind_of(path)}, not an .mlpackage.", FOLDER_HINT)
     if not (path / "Manifest.json").is_file():
-        raise ConfigError(f"{path} is not an .mlpackage.", "Give a folder that has a Manifest.json.")
+        raise ConfigError(f"{path}: is not an .mlpackage: it has no Manifest.json.", REEXPORT_HINT)
     try:
         with (path / "Manifest.json").open("rb") as file:
             manifest = json.loads(file.read(MAX_MANIFEST_BYTES))
@@ -187,6 +191,8 @@ def _read_model(path: Path, model_path: Path) -> Model:
             content = file.read(MAX_MODEL_BYTES + 1)
         if len(content) > MAX_MODEL_BYTES:
             raise ValueError(f"it has more than {MAX_MODEL_BYTES >> 20} MB")
+        if not content:
+            raise ValueError("it is empty")
         kinds = [OTHER_MODELS[number] for number in field_numbers(content) if number in OTHER_MODELS]
         model = read(Model, content) if not kinds else None
     except DAMAGE as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +32,8 @@ def new_run(job: str, folder: Path | str | None = None, root: Path | str = "runs
                 run = stack.enter_context(made_folder(Path(folder)))
                 if any(run.iterdir()):
                     raise UsageError(f"{run}: is not empty.", "Choose a new folder with -o, or --resume a run.")
+                if not os.access(run, os.W_OK):
+                    raise PermissionError(errno.EACCES, "it may not be written")
             else:
                 run = _next_number(stack.enter_context(made_folder(Path(root))), job)
         except OSError as error:

@@ -95,8 +95,8 @@ class Damaged:
         if len(self.names) > self.limit:
             what = str(last).rstrip(".") if last is not None else f"{self.names[-1]}: cannot be read as a picture"
             others = f"; {len(self.names) - 1} before it were left out" if len(self.names) > 1 else ""
-            hint = "Replace or remove it. data.max_corrupt says how many may be left out."
-            raise ConfigError(f"{what}{others}.", hint)
+            more = " data.max_corrupt says how many may be left out." if self.limit else ""
+            raise ConfigError(f"{what}{others}.", f"Replace or remove it.{more}")
 
 
 class _Augmented(Dataset[Any]):
