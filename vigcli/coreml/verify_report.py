@@ -248,7 +248,9 @@ def _ops(report: VerifyReport) -> Html | None:
         for op in report.ops
     ]
     columns = ("result", "operation", "dB", *(["dB against fp32"] if compressed else []))
-    caption = "In the order in which they run, without casts, choices and the label. 150 dB: no noise; -150 dB: not finite."
+    caption = (
+        "In the order in which they run, without casts, choices and the label. 150 dB: no noise; -150 dB: not finite."
+    )
     return table(columns, rows, caption)
 
 
