@@ -60,22 +60,28 @@ def test_operations_and_findings_stand_beside_the_prices(vig: Vig, made: Path) -
     assert record["dynamic"]["blocks"] == ["stages[2].blocks[2]"]
 
 
-@pytest.mark.parametrize("options", [
-    {"output": "features"}, {"output": "logits", "input": "tensor", "batch": 4}, {"precision": "fp32"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{"output": "features"}, {"output": "logits", "input": "tensor", "batch": 4}], ids=str
+)
 def test_what_no_table_prices_is_described_as_it_is(vig: Vig, tmp_path: Path, options: Any) -> None:
     program = export(tiny.checkpoint(), "ab" * 32, tmp_path / "net.mlpackage", **options)
     record = json.loads(vig("profile", "net.mlpackage", "--json"))
-    batch, precision = options.get("batch", 1), options.get("precision", "fp16")
+    batch = options.get("batch", 1)
     said = vig("profile", "net.mlpackage").splitlines()[0]
-    assert said == f"net.mlpackage: {precision}, 96 px, {_GIVES[record['output']]}, batch {batch}"
+    assert said == f"net.mlpackage: fp16, 96 px, {_GIVES[record['output']]}, batch {batch}"
     assert record["num_ops"] == program.num_ops
     assert record["macs"] == batch * (profile(tiny.CONFIG).macs - (_HEAD_MACS if "feature maps" in said else 0))
     vig("profile", "net.mlpackage", "--budget", "1ms", code=2)
 
 
-_GIVES = {"features": "feature maps", "logits": "logits", "probabilities": "probabilities"}
+_GIVES = {"features": "feature maps", "logits": "logits"}
 _HEAD_MACS = next(block.trace.macs for block in profile(tiny.CONFIG).blocks if block.name == "head")
+
+
+def test_a_package_in_fp32_is_called_so(vig: Vig, tmp_path: Path) -> None:
+    export(tiny.checkpoint(), "ab" * 32, tmp_path / "net.mlpackage", "fp32")
+    assert vig("profile", "net.mlpackage").splitlines()[0] == "net.mlpackage, deployed, 96 px, fp32"
+    assert json.loads(vig("profile", "net.mlpackage", "--table", "cpu-x86", "--json"))["latency_ms"] > 0
 
 
 def test_operations_of_which_no_block_is_known_are_told_apart(vig: Vig, tmp_path: Path) -> None:

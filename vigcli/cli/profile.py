@@ -260,6 +260,8 @@ def _one(
               for e, t in zip(estimates, tables, strict=True)),
             *([("measured here", str(here))] if here else []),
         ])  # fmt: skip
+        if precision not in (None, "fp16"):
+            say(f"Megabytes and bytes are those of fp16; the package is {precision}.")
         if operations:
             operations.print_findings()
         for estimate, latency_table in zip(estimates, tables, strict=True):

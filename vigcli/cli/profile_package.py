@@ -102,8 +102,8 @@ class Operations:
         if meta is None:
             return "no package of vig"
         gives = "feature maps" if meta.output == "features" else meta.output
-        is_priced = meta.output != "features" and meta.batch == 1 and meta.precision in ("fp16", "mixed")
-        return "" if is_priced else f"{meta.precision}, {meta.arch.resolution} px, {gives}, batch {meta.batch}"
+        is_priced = meta.output != "features" and meta.batch == 1
+        return "" if is_priced else f"{meta.priced_as}, {meta.arch.resolution} px, {gives}, batch {meta.batch}"
 
     def cells(self, block: str) -> tuple[Any, ...]:
         """A block's number of operations, and how many of each kind of finding; empty where there is none."""
@@ -149,7 +149,7 @@ class Operations:
             fields(
                 [
                     ("MACs", f"{sum(macs.values()):,}"),
-                    ("latency", "not known: tables are of fp16, one picture, with a head"),
+                    ("latency", "not known: tables are of one picture and a head"),
                 ]
             )
         self.print_findings()

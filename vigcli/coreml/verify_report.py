@@ -248,11 +248,10 @@ def _ops(report: VerifyReport) -> Html | None:
         for op in report.ops
     ]
     columns = ("result", "operation", "dB", *(["dB against fp32"] if compressed else []))
-    return table(
-        columns,
-        rows,
-        "In the order in which they run, without casts, choices and the label. 150 dB: no noise; -150 dB: not finite.",
+    caption = (
+        "In the order in which they run, without casts, choices and the label. 150 dB: no noise; -150 dB: not finite."
     )
+    return table(columns, rows, caption)
 
 
 def _origin(report: VerifyReport, record: Mapping[str, Any]) -> Html:
