@@ -208,14 +208,14 @@ def page(rows: dict[str, Row]) -> str:
         for name, row in rows.items()
         if row["params"] < 30 * MILLION and (row["export_cpu_s"] > EXPORT_S or row["verify_cpu_s"] > VERIFY_S)
     ]
-    machines = sorted({f"{row['machine']}, {row['date']}" for row in rows.values()})
+    machines, dates = (sorted({row[key] for row in rows.values()}) for key in ("machine", "date"))
     from vigcli.config.archs import VARIANTS
 
     table = "\n".join(f"| {' | '.join(map(str, cells(name, row)))} |" for name, row in rows.items())
     return f"""# Variants as packages
 
-{len(rows)} of {len(VARIANTS)} variants, measured by `python benchmarks/packages.py` on {"; ".join(machines)}. Seconds
-and milliseconds are CPU time of this machine, no phone's; it grows where others use the cores. Export has the range
+{len(rows)} of {len(VARIANTS)} variants, measured by `python benchmarks/packages.py` on {"; ".join(machines)}
+({" and ".join(dates)}). Seconds and milliseconds are CPU time of this machine, no phone's; it grows where others use the cores. Export has the range
 check on 16 pictures in it, verify an fp32 twin and 16 pictures; both have the start of Python and all imports. Weights
 are drawn, their batch norms set on noise, so dB (of the fp16 package against its twin, the least picture) are not those
 of trained weights.

@@ -136,8 +136,8 @@ def test_weights_that_are_not_finite_are_refused(path: Path) -> None:
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "missing.safetensors"):
-        with pytest.raises(ConfigError, match="no such checkpoint file"):
+    for place, why in ((tmp_path, "is a folder, not a checkpoint"), (tmp_path / "missing.safetensors", "no such")):
+        with pytest.raises(ConfigError, match=why):
             read_meta(place)
 
 
