@@ -17,6 +17,7 @@ from vigcli.archs.checkpoint import load_checkpoint, read_meta, save_checkpoint
 from vigcli.cli.prune_options import CRITERIA
 from vigcli.compress import prune as job
 from vigcli.compress.allocate import latency_cost
+from vigcli.compress.analyze import RATIOS
 from vigcli.compress.importance import CRITERIA as KNOWN
 from vigcli.config.load import dump
 from vigcli.config.recipe import Data
@@ -86,7 +87,18 @@ def test_the_report_can_be_read(vig: Vig, folder: Path, pictures: Path) -> None:
     assert "params, deployed" in text
     assert "top-1 % of 20, measured" in text
     assert "channels of" in text
-    assert text.endswith("vig quantize --int8\n")
+    pruned = "runs/0001-prune/checkpoint.safetensors"
+    assert text.endswith(f"Next:  vig train RECIPE --set arch={pruned} --set weights={pruned}\n")
+
+
+def test_a_pruned_network_is_trained_from_its_own_widths(vig: Vig, folder: Path, pictures: Path) -> None:
+    vig("prune", WEIGHTS, *BUDGET, "--data", str(pictures), "-o", "run")
+    words = ("train", "r.yaml", "--data", str(pictures), "--set", "epochs=1", "--set", "weights=run")
+    vig(*words, code=3)  # of another network than the recipe's
+    vig(*words, "--set", "arch=run", "-o", "again")
+    assert (
+        read_meta(folder / "again/checkpoint.safetensors").arch == read_meta(folder / "run/checkpoint.safetensors").arch
+    )
 
 
 @pytest.mark.parametrize("option", ["--macs", "--params"])
@@ -132,6 +144,10 @@ def test_analysis(vig: Vig, folder: Path, pictures: Path) -> None:
     cuts = [(group, cut) for group in said["groups"] for cut in group["cuts"] if cut]
     assert cuts
     assert all(0 < cut["kept"] < group["num_units"] for group, cut in cuts)
+    for group in said["groups"]:
+        for ratio, cut in zip(RATIOS, group["cuts"], strict=True):  # none belongs to another ratio
+            near = [abs(1 - cut["kept"] / group["num_units"] - each) for each in RATIOS] if cut else [0.0]
+            assert cut is None or min(near) == abs(1 - cut["kept"] / group["num_units"] - ratio)
     assert all(cut["saved"] > 0 and 0 <= cut["top1_percent"] <= 100 for _, cut in cuts)
     assert np.asarray(Image.open(folder / "run/sensitivity.png")).std() > 0
     vig("prune", WEIGHTS, "--analyze", code=6)
@@ -211,5 +227,10 @@ def test_going_on(vig: Vig, folder: Path, pictures: Path, monkeypatch: pytest.Mo
         vig(*words, "-o", "run", code=130)
     said = json.loads(vig("prune", "--resume", "run", "--json"))
     assert said["cost"][1] <= LIMIT_MS
+    written = (folder / "run/prune.json").stat().st_mtime_ns
+    vig("prune", "--resume", "run")  # it has ended
+    assert (folder / "run/prune.json").stat().st_mtime_ns == written
+    (folder / "run/options.json").write_text("{")
+    vig("prune", "--resume", "run", code=3)
     vig("prune", "--resume", "run", *BUDGET, code=2)
     vig("prune", "--resume", "nowhere", code=3)

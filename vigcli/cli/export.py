@@ -75,7 +75,7 @@ def command(
 
     Example:  vig export --target ios17 --precision mixed
     """
-    from vigcli.cli.load import named, run_folder
+    from vigcli.cli.load import against, named, run_folder
     from vigcli.config.package import check_batch, planned
     from vigcli.config.recipe import Data
     from vigcli.runs.rundir import new_run
@@ -112,9 +112,8 @@ def command(
         return
     _report(answer, meta)
     if path is not None and not dry_run:
-        where = "" if path.parent.parent == Path("runs") else f" --against {path}"  # those of runs/ are found by hash
         runs = target == ONNX and not features
-        last = f"vig run {answer['package']} PICTURE" if runs else f"vig verify {answer['package']}{where}"
+        last = f"vig run {answer['package']} PICTURE" if runs else f"vig verify {answer['package']}{against(path)}"
         click.echo(f"Next:  {last}")
 
 

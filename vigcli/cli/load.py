@@ -70,6 +70,20 @@ def picked_checkpoint(path: str | None) -> Path:
     return folder / CHECKPOINT_FILE if folder.is_dir() and folder.suffix != ".mlpackage" else folder
 
 
+def checkpoint_settings(settings: Sequence[str]) -> tuple[str, ...]:
+    """The settings of a recipe, with `arch=CHECKPOINT` as that checkpoint's network, which may have been pruned, and
+    `weights=RUN_DIR` as the checkpoint in it."""
+    from vigcli.archs.checkpoint import read_meta
+
+    def resolved(setting: str) -> str:
+        key, _, value = setting.partition("=")
+        if key == "arch" and (value.endswith(".safetensors") or Path(value).is_dir()):
+            return f"arch={read_meta(picked_checkpoint(value)).arch.model_dump_json()}"
+        return f"weights={picked_checkpoint(value)}" if key == "weights" and Path(value).is_dir() else setting
+
+    return tuple(map(resolved, settings))
+
+
 def named(path: Path, meta: Any) -> str:
     """A checkpoint as the talk names it: with its epoch where its training has not ended."""
     epoch, epochs = meta.metrics.get("epoch", 0), meta.metrics.get("epochs", 0)
@@ -115,8 +129,13 @@ def checkpoint_of(package: Path, digest: str, named: str | None) -> Path:
     for path in itertools.chain(*places):
         if path.is_file() and sha256(path) == digest:
             return path
-    hint = "Name it with --against; it may have been trained on since."
+    hint = "Name it with --against; only runs/, the package's folder and this one were searched."
     raise ConfigError(f"{package}: the checkpoint that it was made from is not found.", hint)
+
+
+def against(checkpoint: Path) -> str:
+    """What `vig verify` must be told of the checkpoint of a package: nothing where it finds it in runs/ by its hash."""
+    return "" if checkpoint.parent.parent == Path("runs") else f" --against {checkpoint}"
 
 
 def check_memory(what: str, num_params: int) -> None:

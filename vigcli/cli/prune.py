@@ -66,6 +66,9 @@ def command(
     """
     if resume is not None:
         options = kept_options(context, Path(resume), options, "prune")
+        if (Path(resume) / REPORT_FILE).is_file():
+            say(f"It had ended; what it found is in {Path(resume) / REPORT_FILE}.")
+            return
     asked = asked_for(**options)
     if options["analyze"]:
         _analyze(asked, output, dry_run, as_json)
@@ -74,7 +77,7 @@ def command(
     elif dry_run:
         _plan(asked, as_json)
     else:
-        options["checkpoint_name"] = str(asked.path)  # when it is resumed, the newest may be another one
+        options["checkpoint_name"] = str(asked.path.resolve())  # when it is resumed, the newest may be another one
         _prune(asked, options, resume, output, as_json)
 
 
@@ -82,6 +85,8 @@ def _already(asked: Asked, as_json: bool) -> None:
     assert asked.limit is not None
     whole = asked.cost.of(asked.before)
     say(f"It has {asked.cost.text(whole)}, and {asked.cost.text(asked.limit)} are allowed: nothing was pruned.")
+    if asked.recipe is not None:
+        say(f"Nor was it trained. It is with {_fine_tuning(asked.path)}")
     if as_json:
         emit_json({"checkpoint": str(asked.path), "already_within": True, "cost": whole, "limit": asked.limit})
 
@@ -138,8 +143,14 @@ def _prune(asked: Asked, options: dict[str, Any], resume: str | None, output: st
     print_figures(asked, answer, measured)
     print_groups(answer["groups"])
     say(f"Wrote {path} and {REPORT_FILE}.")
-    again = "" if asked.recipe is not None else "Fine-tune it: vig prune ... --recipe RECIPE. "
-    click.echo(f"Next:  {again}vig quantize --int8")
+    if asked.recipe is None:
+        click.echo(f"Next:  {_fine_tuning(path)}")
+    else:
+        click.echo(f"Next:  vig quantize {path} --int8")
+
+
+def _fine_tuning(path: Path) -> str:
+    return f"vig train RECIPE --set arch={path} --set weights={path}"
 
 
 def _costs(asked: Asked, path: Path) -> tuple[dict[str, Any], Any]:

@@ -102,7 +102,7 @@ def _check(
         raise UsageError(f"{what}.", "Give one of --budget 0.8ms, --macs 0.5 and --params 0.5, or --analyze.")
     for option, share in (("--macs", macs), ("--params", params)):
         if share is not None and not 0 < share < 1:
-            raise UsageError(f"{option} {share:g}: is no share of the network.", "Write one between 0 and 1: 0.5.")
+            raise UsageError(f"{option} {share:g}: is no share of the network.", "Write one above 0 and below 1: 0.5.")
     if recipe is None and (settings or steps > 1):
         raise UsageError("--steps and --set are of fine-tuning.", "Name a recipe for it: --recipe emoji10.")
 

@@ -167,8 +167,8 @@ def command(
         options = kept_options(context, Path(resume), options, "quantize")
     asked = Asked(**options)
     job = _job(asked, compression_of(asked))
-    options["checkpoint_name"] = str(job.path)  # when it is resumed, the newest may be another one
-    from vigcli.cli.load import picked_device, run_folder
+    options["checkpoint_name"] = str(job.path.resolve())  # when it is resumed, the newest may be another one
+    from vigcli.cli.load import against, picked_device, run_folder
     from vigcli.cli.quantize_print import as_record, priced, show
     from vigcli.files import write_json
     from vigcli.latency.table import load_table
@@ -192,7 +192,7 @@ def command(
         emit_json(answer)
     else:
         show(found, written, package, prices)
-        click.echo(f"Next:  vig verify {package}")
+        click.echo(f"Next:  vig verify {package}{'' if job.recipe is not None else against(job.path)}")
     if job.max_drop is not None and -found.difference.points > job.max_drop:
         what = f"top-1 drops by {-found.difference.points:.2f} points on the {len(job.val)} pictures measured"
         hint = "It held on the training pictures that decided; ask for less, or train it so: --qat."

@@ -20,8 +20,10 @@ def kept_options(context: click.Context, run: Path, options: dict[str, Any], job
     file = run / OPTIONS_FILE
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError:
         raise ConfigError(f"{run}: holds nothing to resume.", f"Name a folder that `vig {job}` began.") from None
+    except ValueError:
+        kept = None
     if not isinstance(kept, dict) or kept.keys() != options.keys():
         raise ConfigError(f"{file}: is not what this vig wrote.", f"Start anew with `vig {job}`.")
     return kept

@@ -50,6 +50,7 @@ def command(
     On several machines, the same under torchrun:  torchrun ... -m vigcli train RECIPE
     """
     from vigcli.cli.launch import place, run_processes
+    from vigcli.cli.load import checkpoint_settings
     from vigcli.config.recipe import load_recipe
     from vigcli.paths import find_file
     from vigcli.runs.rundir import RECIPE_FILE
@@ -63,7 +64,7 @@ def command(
     file = find_file("recipe", recipe_name) if recipe_name is not None else Path(str(resume)) / RECIPE_FILE
     if resume is not None and not file.is_file():
         raise ConfigError(f"{resume}: is no folder of a training run.", "Name one, such as runs/0002-train.")
-    recipe = load_recipe(file, settings)
+    recipe = load_recipe(file, checkpoint_settings(settings))
     # Into the recipe that the run keeps, so that --resume needs neither again.
     if data_root is not None:
         recipe = recipe.changed({"data.source": "folder", "data.root": str(Path(data_root).resolve())})
@@ -110,6 +111,7 @@ def _check(recipe: Any, name: str, size: int, resume: bool) -> None:
     from vigcli.train.data import check_classes, num_workers, open_data
     from vigcli.train.objective import load_teacher
     from vigcli.train.sampler import Sampler
+    from vigcli.train.start import check_weights
 
     check_memory(name, count_params(recipe.arch_config()).total)
     num_workers(recipe.data, size)
@@ -119,8 +121,10 @@ def _check(recipe: Any, name: str, size: int, resume: bool) -> None:
     check(recipe, Sampler(recipe, len(pictures), recipe.accumulate * size).total_steps)
     if recipe.distillation is not None:
         load_teacher(recipe, pictures.labels, "cpu")
-    if not resume and recipe.weights is not None and not Path(recipe.weights).is_file():
-        raise UnavailableError(f"{recipe.weights}: no such file of weights.", "Check the recipe's weights.")
+    if not resume and recipe.weights is not None:
+        if not Path(recipe.weights).is_file():
+            raise UnavailableError(f"{recipe.weights}: no such file of weights.", "Check the recipe's weights.")
+        check_weights(recipe.weights, recipe.arch_config())
 
 
 def _train(

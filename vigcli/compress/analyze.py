@@ -59,13 +59,11 @@ def analyze(
 
 
 def _kept(group: Group) -> list[int | None]:
-    """The width nearest to each ratio, None where it is that of another one, or the whole."""
-    found: list[int | None] = []
-    for ratio in RATIOS:
-        wanted = (1 - ratio) * group.num_units
-        nearest = min(group.widths, key=lambda width: abs(width - wanted))
-        found.append(nearest if nearest < group.num_units and nearest not in found else None)
-    return found
+    """The width nearest to each ratio; None where another ratio is nearer to it, or it is the whole."""
+    wanted = [(1 - ratio) * group.num_units for ratio in RATIOS]
+    nearest = [min(group.widths, key=lambda width, due=due: abs(width - due)) for due in wanted]  # type: ignore[misc]
+    owner = {kept: min(range(len(wanted)), key=lambda i: abs(wanted[i] - kept)) for kept in nearest}
+    return [kept if owner[kept] == i and kept < group.num_units else None for i, kept in enumerate(nearest)]
 
 
 def draw(found: Sequence[Sensitivity], top1_percent: float, title: str, path: Path | str) -> None:

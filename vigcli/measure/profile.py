@@ -21,7 +21,7 @@ class BlockProfile:
 
     Attributes:
         what: the signature without the options that all blocks of its kind in this network share; of a pruned block
-            that of the whole one, and a word.
+            that of the whole one, and that it was.
         params: deployed parameters.
     """
 
@@ -90,7 +90,7 @@ def _short_signatures(specs: Sequence[BlockSpec]) -> list[str]:
 
     def short(spec: BlockSpec) -> str:
         options = tuple(pair for pair in spec.options if pair not in shared[spec.kind])
-        return spec._replace(options=options, pruned=()).signature + (", pruned" if spec.pruned else "")
+        return ("pruned from " if spec.pruned else "") + spec._replace(options=options, pruned=()).signature
 
     return list(map(short, specs))
 

@@ -17,7 +17,7 @@ from vigcli.config.archs import ArchConfig, TimmConfig
 from vigcli.errors import ConfigError
 from vigcli.train.scales import resized
 
-_OTHER = "Name weights of the recipe's network, or change its arch to theirs."
+_OTHER = "Name weights of the recipe's network, or take theirs: --set arch=CHECKPOINT."
 
 
 class _File(NamedTuple):
@@ -48,6 +48,11 @@ def start_from(model: nn.Module, config: ArchConfig, path: Path | str, labels: S
         elif name in trained:  # what is not is computed from the grid
             own.copy_(resized(tensor, (own.shape[-2], own.shape[-1])))
     return tuple(drawn)
+
+
+def check_weights(path: Path | str, config: ArchConfig) -> None:
+    """Raise ConfigError where a file of weights does not fit a network; none is built."""
+    _check_fit(path, _read(Path(path), config), config, _classifier(config))
 
 
 def _read(path: Path, config: ArchConfig) -> _File:
