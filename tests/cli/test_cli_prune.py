@@ -96,6 +96,8 @@ def test_a_pruned_network_is_trained_from_its_own_widths(vig: Vig, folder: Path,
     words = ("train", "r.yaml", "--data", str(pictures), "--set", "epochs=1", "--set", "weights=run")
     vig(*words, code=3)  # of another network than the recipe's
     vig(*words, "--set", "arch=run", "-o", "again")
+    said = json.loads(vig(*words, "--set", "arch=run", "--set", "resolution=160", "--dry-run", "--json"))
+    assert said["recipe"]["arch"]["resolution"] == 160
     assert (
         read_meta(folder / "again/checkpoint.safetensors").arch == read_meta(folder / "run/checkpoint.safetensors").arch
     )

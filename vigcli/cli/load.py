@@ -70,18 +70,28 @@ def picked_checkpoint(path: str | None) -> Path:
     return folder / CHECKPOINT_FILE if folder.is_dir() and folder.suffix != ".mlpackage" else folder
 
 
+SIZES = ("resolution", "num_classes")  # that a recipe and its network both have
+
+
 def checkpoint_settings(settings: Sequence[str]) -> tuple[str, ...]:
-    """The settings of a recipe, with `arch=CHECKPOINT` as that checkpoint's network, which may have been pruned, and
-    `weights=RUN_DIR` as the checkpoint in it."""
+    """The settings of a recipe, with `arch=CHECKPOINT` as that checkpoint's network, which may have been pruned, at its
+    resolution and classes unless others are set, and `weights=RUN_DIR` as the checkpoint in it."""
     from vigcli.archs.checkpoint import read_meta
 
-    def resolved(setting: str) -> str:
+    given = dict(setting.split("=", 1) for setting in settings if "=" in setting)
+    resolved = []
+    for setting in settings:
         key, _, value = setting.partition("=")
         if key == "arch" and (value.endswith(".safetensors") or Path(value).is_dir()):
-            return f"arch={read_meta(picked_checkpoint(value)).arch.model_dump_json()}"
-        return f"weights={picked_checkpoint(value)}" if key == "weights" and Path(value).is_dir() else setting
-
-    return tuple(map(resolved, settings))
+            sizes = {name: int(given[name]) for name in SIZES if given.get(name, "").isdigit()}
+            arch = read_meta(picked_checkpoint(value)).arch.changed(sizes)
+            resolved += [f"arch={arch.model_dump_json()}"]
+            resolved += [f"{name}={getattr(arch, name)}" for name in SIZES if name not in given]
+        elif key == "weights" and Path(value).is_dir():
+            resolved.append(f"weights={picked_checkpoint(value)}")
+        else:
+            resolved.append(setting)
+    return tuple(resolved)
 
 
 def named(path: Path, meta: Any) -> str:
