@@ -86,7 +86,7 @@ def test_from_a_recipe_to_verified_packages(vig: Vig, pictures: Path, tmp_path: 
     for package in (exported["package"], quantized["package"], made["package"]):
         report = json.loads(vig("verify", package, "--json"))
         assert report["passed"]
-        assert report["num_inputs"] == 32
+        assert report["num_inputs"] == 16
         assert report["twin_relative_error"] < 1e-5
     assert json.loads(vig("verify", exported["package"], "--json"))["snr_db"] > 35
 

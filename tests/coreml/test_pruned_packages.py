@@ -10,6 +10,7 @@ import tiny
 from vigcli.archs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vigcli.compress.groups import Pruner
 from vigcli.coreml.convert import export, package_meta
+from vigcli.coreml.interpreter import Program
 from vigcli.coreml.verify import MIN_INPUTS, verify
 from vigcli.registry import FAMILIES
 
@@ -35,5 +36,5 @@ def test_a_pruned_network_converts_and_verifies(family: str, tmp_path: Path) -> 
     assert sizes["pruned"] < 0.6 * sizes["whole"]
     assert package_meta(tmp_path / "pruned.mlpackage").arch == config
     pixels = tiny.pixels(MIN_INPUTS, size=config.resolution)
-    report = verify(tmp_path / "pruned.mlpackage", pruned, pixels)
+    report = verify(Program.load(tmp_path / "pruned.mlpackage"), pruned, pixels)
     assert report.passed, report
