@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -80,11 +80,10 @@ def draw(found: Sequence[Sensitivity], top1_percent: float, title: str, path: Pa
         axes.set_xlabel(f"of one group's units removed ({title})")
         for row, one in enumerate(found):
             for column, cut in enumerate(one.cuts):
-                _write(axes, column, row, f"{cut.top1_percent:.0f}" if cut else "")
+                if cut is not None:
+                    share = cut.top1_percent / top1_percent if top1_percent else 0.0
+                    ink = INK if 0.2 < share < 0.8 else "white"  # both ends of the colours are dark
+                    axes.text(column, row, f"{cut.top1_percent:.0f}", ha="center", va="center", fontsize=6, color=ink)
         figure.colorbar(image, label=f"top-1 % without fine-tuning; whole: {top1_percent:.1f}")
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=150, format="png")
-
-
-def _write(axes: Any, column: int, row: int, text: str) -> None:
-    axes.text(column, row, text, ha="center", va="center", fontsize=6, color=INK)
