@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from distillation import interval
+from distillation import interval, said
 
 from vigcli.archs.checkpoint import Checkpoint, load_checkpoint, read_meta, save_checkpoint
 from vigcli.compress.allocate import Cost, allocate, latency_cost
@@ -130,7 +129,7 @@ def trained(recipe: Recipe, folder: Path) -> None:
         return
     print(f"training {folder}", file=sys.stderr, flush=True)
     train(
-        recipe, folder, on_event=said(folder), should_stop=lambda: False, provenance={"argv": sys.argv},
+        recipe, folder, on_event=said(folder.name), should_stop=lambda: False, provenance={"argv": sys.argv},
         resume=(folder / STATE_FILE).is_file(),
     )  # fmt: skip
     (folder / "done").touch()
@@ -144,15 +143,6 @@ def answers(recipe: Recipe, checkpoint: Path, file: Path) -> list[int]:
         write_json(file, evaluate(normalized(model, recipe.preprocessing), batches).right.astype(int).tolist())
     found: list[int] = json.loads(file.read_text())
     return found
-
-
-def said(folder: Path) -> Callable[[Any], None]:
-    def on_event(event: Any) -> None:
-        if event.val_top1_percent is not None:
-            figures = f"{event.val_top1_percent:.1f} %, {event.images_per_s:.0f} images/s"
-            print(f"  {folder.name} epoch {event.epoch + 1}: {figures}", file=sys.stderr, flush=True)
-
-    return on_event
 
 
 def row(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:

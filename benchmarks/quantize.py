@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from distillation import imagenet_weights, said
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -211,15 +213,6 @@ def trained(subject: Subject, source: Source, folder: Path, options: argparse.Na
     return result.checkpoint
 
 
-def said(name: str) -> Callable[[Any], None]:
-    def on_event(event: Any) -> None:
-        if event.val_top1_percent is not None:
-            figures = f"{event.val_top1_percent:.1f} %, {event.images_per_s:.0f} images/s"
-            print(f"  {name} epoch {event.epoch + 1}: {figures}", file=sys.stderr, flush=True)
-
-    return on_event
-
-
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     chip = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
@@ -240,9 +233,9 @@ def learned(name: str, seed: int, folder: Path, options: argparse.Namespace) -> 
         learn(config, seed, epochs, folder, options.device)
     checkpoint = load_checkpoint(path)
     data = Data(source="emoji10", workers=0)
-    load = lambda count: load_split(data, "train", checkpoint.meta.preprocessing, side, limit=count)  # noqa: E731
-    pixels = load(CALIBRATION_PICTURES)[0]
-    return Subject(path, checkpoint, pixels, load(DECIDING_PICTURES), open_data(data, "val"), data)
+    load = functools.partial(load_split, data, "train", checkpoint.meta.preprocessing, side)
+    pixels, _ = load(limit=CALIBRATION_PICTURES)
+    return Subject(path, checkpoint, pixels, load(limit=DECIDING_PICTURES), open_data(data, "val"), data)
 
 
 def learn(config: ArchConfig, seed: int, epochs: int, folder: Path, device: str) -> None:
@@ -260,7 +253,6 @@ def photographed(options: argparse.Namespace) -> Subject:
     """EfficientNet-Lite0 of ImageNet: measured on crops of two photos, calibrated on a third's and emoji10."""
     import matplotlib
     import sklearn.datasets
-    from distillation import imagenet_weights
 
     path = options.folder / f"{LITE0}.safetensors"
     if not path.is_file():
