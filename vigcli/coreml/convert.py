@@ -45,6 +45,7 @@ from vigcli.coreml.interpreter import Program
 from vigcli.coreml.package import REEXPORT_HINT
 from vigcli.coreml.pipeline import brisk, pipeline
 from vigcli.coreml.ranges import check_finite, check_half, kept_in_fp32, reaches
+from vigcli.coreml.repeated import as_one_operation
 from vigcli.errors import ConfigError
 from vigcli.files import replacing
 from vigcli.registry import FAMILIES
@@ -209,15 +210,17 @@ def to_program(
         interface: what coremltools is told of inputs and outputs: `inputs`, `outputs`, `classifier_config`.
     """
     ct = coremltools()
+    passes = pipeline(module)
     with quiet(), brisk(), torch.no_grad():
-        traced = torch.jit.trace(module, example, check_trace=False)
+        with as_one_operation(passes):
+            traced = torch.jit.trace(module, example, check_trace=False)
         return ct.convert(
             traced,
             convert_to="mlprogram",
             compute_precision=_half_but_for(fp32_results) if precision == "fp16" else ct.precision.FLOAT32,
             minimum_deployment_target=getattr(ct.target, f"iOS{minimum_ios}"),
             skip_model_load=True,
-            pass_pipeline=pipeline(module),
+            pass_pipeline=passes,
             **interface,
         )
 

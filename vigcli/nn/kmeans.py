@@ -76,6 +76,12 @@ def kmeans(inner: Gram, clusters: int, iterations: int, decision: Decision) -> T
     `TRIALS` iterations the start with the least inertia goes on alone. A cluster that loses its tokens starts again
     from the mean of all.
     """
+    return memberships(decision.least(final_distances(inner, clusters, iterations, decision), 1), clusters)
+
+
+def final_distances(inner: Gram, clusters: int, iterations: int, decision: Decision) -> Tensor:
+    """Half the squared distances from the centroids that k-means ends with to tokens, but for a constant of each token:
+    (B, clusters, N)."""
     dtype = inner.products.dtype
     half = inner.products.new_full((inner.products.shape[1], 1), 0.5)
 
@@ -104,7 +110,7 @@ def kmeans(inner: Gram, clusters: int, iterations: int, decision: Decision) -> T
         if not decision.is_followed and _same(before, members):  # no further iteration would change it
             break
         weights = apart(members, dtype).softmax(-1)
-    return memberships(decision.least(distances(weights), 1), clusters)
+    return distances(weights)
 
 
 def _starts(inner: Gram, clusters: int, decision: Decision) -> Tensor:
