@@ -126,7 +126,7 @@ def test_the_package_computes_in_eight_bits(quantized: tuple[Path, PackageMeta],
     assert (meta.labels, meta.arch) == (checkpoint.meta.labels, checkpoint.meta.arch)
     assert "int8" in program.metadata["description"]
     counts = program.op_counts
-    assert counts["constexpr_affine_dequantize"] == counts["conv"] == 37
+    assert counts["constexpr_affine_dequantize"] == counts["conv"] - 1 == 36  # the first stays in fp16
     assert counts["quantize"] >= 37
     assert counts["dequantize"] >= counts["quantize"]
     size = (path / packages.WEIGHTS).stat().st_size

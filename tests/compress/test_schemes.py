@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.quantize import Source, check_target, compress, half_package
-from vigcli.compress.schemes import ACTIVATIONS, palette
+from vigcli.compress.schemes import ACTIVATIONS, first_layers, palette
 from vigcli.config.compression import INT8, LEAST_WEIGHTS, Compression
 from vigcli.coreml.graphs import Graph, compare_graphs
 from vigcli.coreml.interpreter import Program
@@ -161,6 +161,14 @@ def test_what_is_kept_stays_as_it_was(
     divergence = compare_graphs(Graph(twin), Graph(program), lie)
     assert divergence is not None
     assert divergence.name == other
+
+
+@pytest.mark.parametrize("family", tiny.SMALL)
+def test_the_layers_that_read_the_picture_are_known(family: str, tmp_path: Path) -> None:
+    with half_package(tiny.checkpoint(config=tiny.SMALL[family]), SHA, 16) as made:
+        (first,) = first_layers(made.program)
+        convs = [step.outputs[0].name for step in made.program.steps if step.op.name == "conv"]
+        assert first == convs[0]
 
 
 @pytest.mark.parametrize("bits", [4, 6])

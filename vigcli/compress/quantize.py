@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.calibrate import Ranges, activation_ranges, check_images
-from vigcli.compress.schemes import compressed_activations, compressed_weights
+from vigcli.compress.schemes import compressed_activations, compressed_weights, first_layers
 from vigcli.config.compression import Compression
 from vigcli.config.package import MinimumIos, PackageMeta
 from vigcli.coreml.apple import coremltools
@@ -109,6 +109,8 @@ def compress(
     with quiet():
         model = coremltools().models.MLModel(str(source.path), skip_model_load=True)
     on_progress("compressing", 0, 1)
+    kept = dict.fromkeys((*first_layers(source.program), *compression.kept))
+    compression = compression.model_copy(update={"kept": tuple(kept)})
     model = compressed_weights(model, source.program, compression)
     if compression.activation_bits == 8:
         if ranges is None:

@@ -164,7 +164,7 @@ def find_roundings(
     prints, layers = _prints_of_network(network, x)
     due = _prints_of_program(twin, pixels)
     scales = Scales(shipped)
-    wanted = _wanted(shipped, scales)
+    wanted = _wanted(shipped, scales, () if compression is None else compression.kept)
     sources = {scales.sources[name]: name for name in scales.steps}
     compressed = dict.fromkeys(i for i, _ in compressed_weights(twin, shipped, compression))
     places = [shipped.place[source] for source in sources] + [(i, 0) for i in compressed]
@@ -191,14 +191,14 @@ def _check_found(shipped: Graph, numbers: dict[Place, int]) -> None:
         raise ConfigError(f"{what} are not found in the network.", hint)
 
 
-def _wanted(shipped: Graph, scales: Scales) -> dict[str, set[str]]:
+def _wanted(shipped: Graph, scales: Scales, kept: Collection[str]) -> dict[str, set[str]]:
     """Of every result that is quantized, the operations for whose sake: those that read it so, and that which computes
-    it, or computes what an activation makes it of."""
+    it, or computes what an activation makes it of; of none that is kept in fp16."""
     wanted: dict[str, set[str]] = {scales.sources[name]: set() for name in scales.steps}
     readers = {name: step.outputs[0].name for step in shipped.steps for name in step.outputs[0].inputs}
     for step in shipped.steps:
-        if step.op.name in QUANTIZED:
-            result = step.outputs[0].name
+        result = step.outputs[0].name
+        if step.op.name in QUANTIZED and result not in kept:
             integers = (scales.sources.get(name, "") for name in step.outputs[0].inputs)
             read = [scales.sources[name] for name in integers if name in scales.steps]
             written = result if result in wanted else readers.get(result, "")

@@ -34,6 +34,7 @@ PASSES = (  # that a program needs after its compression; it went through all ot
     "remove_redundant_ops",
     "dead_code_elimination",
 )
+WITH_WEIGHTS = ("conv", "conv_transpose", "linear", "matmul")
 ACTIVATIONS = ("gelu", "silu")  # that are quantized with the convolution before them
 _MODE = {"mode": "linear_symmetric"}
 Numbers = NDArray[Any]
@@ -64,6 +65,23 @@ def compressed_weights(model: Any, program: Program, compression: Compression) -
             scales = cto.OpLinearQuantizerConfig(**_MODE, weight_threshold=0)
             return cto.linear_quantize_weights(model, config(scales), **joint)
     return model
+
+
+def first_layers(program: Program) -> tuple[str, ...]:
+    """The results of the layers that read the picture.
+
+    They stay in fp16, whatever the scheme: a picture has wide areas of one colour, to which a rounded weight adds the
+    same everywhere, so that these few hundred numbers would make more noise than all others together.
+    """
+    of_picture, found = {feature.name for feature in program.inputs}, list[str]()
+    for step in program.steps:
+        if of_picture.isdisjoint(name for names in step.variables.values() for name in names):
+            continue
+        if step.op.name in WITH_WEIGHTS and any(isinstance(x, Tensor) and x.ndim > 1 for x in step.constants.values()):
+            found.append(step.outputs[0].name)
+        else:
+            of_picture.update(output.name for output in step.outputs)
+    return tuple(found)
 
 
 def _op_names(model: Any) -> dict[str, str]:

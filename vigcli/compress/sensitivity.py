@@ -69,7 +69,8 @@ def mixed(
     roundings = calibrated_roundings(checkpoint, source, compression, pixels, ranges, on_progress)
     network = inference_form(meta.arch, checkpoint.model)
     kept = keep_within(Probe(network, roundings, meta.preprocessing, *deciding), max_drop_points, on_progress)
-    more = {"kept": kept.ops, "num_images": 0 if compression.qat else len(pixels)}
+    images = 0 if compression.qat else len(pixels)
+    more = {"kept": kept.ops, "max_drop_points": max_drop_points, "num_images": images}
     return compression.model_copy(update=more), as_ranges(roundings.reach), kept
 
 

@@ -25,7 +25,8 @@ class Compression(Strict):
         calibration: how the ranges of activations were chosen; None without 8-bit activations.
         num_images: that were calibrated on.
         qat: whether the network was trained with its quantization, and the ranges are those of the training.
-        kept: results of operations that stay in fp16 altogether.
+        kept: results of operations that stay in fp16 altogether: the first layers, and what `max_drop_points` asks for.
+        max_drop_points: of top-1, that chose what more is kept; None: nothing is.
     """
 
     weight_bits: Literal[4, 6, 8, 16] = 16
@@ -36,6 +37,7 @@ class Compression(Strict):
     num_images: Annotated[int, Field(ge=0)] = 0
     qat: bool = False
     kept: tuple[str, ...] = ()
+    max_drop_points: float | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Compression:
@@ -62,13 +64,13 @@ class Compression(Strict):
     @property
     def name(self) -> str:
         """`int8` (W8A8), `w8`, `w4`, `w4a8`, `sparse50`, `sparse50-w8`, ... ; `-qat` where it was trained, `-mixed`
-        where some stays in fp16."""
+        where what hurts most stays in fp16."""
         numbers = f"w{self.weight_bits}" + ("a8" if self.activation_bits == 8 else "")
         sparse = f"sparse{100 * self.sparsity_ratio:g}" if self.sparsity_ratio else ""
         if self.weight_bits == self.activation_bits == 8:
             numbers = "int8"
         numbers = "" if numbers == "w16" else numbers
-        besides = "qat" if self.qat else "", "mixed" if self.kept else ""
+        besides = "qat" if self.qat else "", "" if self.max_drop_points is None else "mixed"
         return "-".join(filter(None, (sparse, numbers, *besides)))
 
     @property
