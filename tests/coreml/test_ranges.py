@@ -127,6 +127,16 @@ def test_every_result_is_seen_on_every_picture(tmp_path: Path) -> None:
     assert kept_apart(program, {found["mul"].info.name}) == {found[kind].info.name for kind in ("mul", "reduce_mean")}
 
 
+@pytest.mark.parametrize(("largest", "seen"), [(60, 4), (70, 8)])  # 60^2 is below the 16th part of 65,504
+def test_what_is_far_from_overflow_is_looked_at_on_few_pictures(largest: float, seen: int, tmp_path: Path) -> None:
+    write_program(to_program(Steps(), torch.rand(1, 3, 4, 4), "fp16", 16, inputs=[ct.TensorType("x", (1, 3, 4, 4))]),
+                  tmp_path / "net.mlpackage")  # fmt: skip
+    images, steps = torch.full((8, 3, 4, 4), 1.0), list[int]()
+    images[2] = largest
+    reaches(Program.load(tmp_path / "net.mlpackage"), images, on_progress=lambda done, total: steps.append(done))
+    assert len(steps) == seen
+
+
 @pytest.mark.parametrize(("low", "high", "over"), [
     (-FP16_MAX / MARGIN, 0.0, False), (-FP16_MAX / MARGIN - 16, 0.0, True), (0.0, FP16_MAX, True),
     (float("nan"), float("nan"), True), (0.0, float("inf"), True),
