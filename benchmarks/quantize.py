@@ -62,7 +62,7 @@ SIDES = {"mobilevit": 64, "mobilevitv2": 64, "mobilevitv3": 64, "mobilevig": 96,
 ISOTROPIC_PX = 160  # of ViG, Pyramid ViG and ClusterViG
 SHORT_EPOCHS, FINE_TUNING_EPOCHS, BATCH = 5, 5, 32  # 195 steps
 TIMES_SMALLER = 3.6  # than fp16, where a network is pruned
-CALIBRATION_PICTURES, DECIDING_PICTURES, PHOTO_CROPS = 256, 512, 2048
+CALIBRATION_PICTURES, DECIDING_PICTURES, PHOTO_CROPS, CROP_PX = 256, 512, 2048, 256
 MAX_DROP_POINTS, CLAIM_POINTS, DRAWS = 0.5, 1.5, 10_000
 
 INT8 = Compression(weight_bits=8, activation_bits=8, calibration="percentile")
@@ -320,14 +320,19 @@ def cropped(photos: Sequence[Path], count: int, seed: int) -> Pictures:
 def crop(key: tuple[Path, float, float, float, float]) -> BinaryIO:
     """One crop, as the bytes of a file."""
     file, area, left, top, mirrored = key
-    photo = Image.open(file).convert("RGB")
+    photo = opened(file)
     side = int((0.2 + 0.8 * area) ** 0.5 * min(photo.size))
     x, y = int(left * (photo.width - side)), int(top * (photo.height - side))
-    part = photo.crop((x, y, x + side, y + side))
+    part = photo.resize((CROP_PX, CROP_PX), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
     written = io.BytesIO()
-    (ImageOps.mirror(part) if mirrored < 0.5 else part).save(written, "PNG")
+    (ImageOps.mirror(part) if mirrored < 0.5 else part).save(written, "BMP")
     written.seek(0)
     return written
+
+
+@functools.cache
+def opened(file: Path) -> Image.Image:
+    return Image.open(file).convert("RGB")
 
 
 def pixels_of(pictures: Pictures, preprocessing: Preprocessing, size: int) -> tuple[Tensor, Tensor]:
