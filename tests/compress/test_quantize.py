@@ -149,12 +149,19 @@ def test_too_few_pictures_are_refused(checkpoint: Checkpoint, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("config", [tiny.DYNAMIC, tiny.CLUSTERED], ids=["neighbours", "clusters"])
-def test_dynamic_graphs_keep_their_numbers_of_neighbours(config: Any, calibration: Tensor, tmp_path: Path) -> None:
-    """coremltools adds to them, and would quantize the sum."""
-    made = tiny.checkpoint(config=config)
-    quantize(made, SHA, tmp_path / "int8.mlpackage", INT8, calibration)
-    report = verify(Program.load(tmp_path / "int8.mlpackage"), made, tiny.pixels(32))
+DYNAMIC = {"neighbours": tiny.DYNAMIC, "clusters": tiny.CLUSTERED} | {
+    name: tiny.SMALL[name] for name in ("vig", "pvig")
+}
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.parametrize("minimum_ios", [17, 18])
+def test_dynamic_graphs_and_tables_of_positions_are_quantized(name: str, minimum_ios: Any, tmp_path: Path) -> None:
+    """coremltools adds to the numbers of neighbours and would quantize the sum, and has no range of a table."""
+    made = tiny.checkpoint(config=DYNAMIC[name])
+    pixels = tiny.pixels(MIN_IMAGES, size=made.meta.arch.resolution)
+    quantize(made, SHA, tmp_path / "int8.mlpackage", INT8, pixels, minimum_ios)
+    report = verify(Program.load(tmp_path / "int8.mlpackage"), made, pixels[:32])
     assert report.passed, report.divergence
     assert report.changed_percent is not None
 

@@ -121,11 +121,12 @@ def test_too_many_values_are_no_palette() -> None:
 def test_what_is_compressed() -> None:
     small, large = torch.zeros(8, 8), torch.zeros(LEAST_WEIGHTS + 1, 1)
     for scheme, compression in SCHEMES.items():
-        assert is_compressed(large, "x", compression)
-        assert is_compressed(small, "x", compression) == (compression.weight_bits == 8), scheme
-        assert not is_compressed(large.flatten(), "bias", compression)
-        assert not is_compressed(large.int(), "indices", compression)
-        assert not is_compressed(large, "x", compression.model_copy(update={"kept": ("x",)}))
+        assert is_compressed(large, "conv", "x", compression)
+        assert is_compressed(small, "linear", "x", compression) == (compression.weight_bits == 8), scheme
+        assert not is_compressed(large.flatten(), "conv", "bias", compression)
+        assert not is_compressed(large.int(), "conv", "indices", compression)
+        assert not is_compressed(large, "conv", "x", compression.model_copy(update={"kept": ("x",)}))
+        assert not is_compressed(large, "add", "x", compression)  # a table of positions
 
 
 def test_a_fake_quantized_weight_is_symmetric_for_each_output_channel() -> None:

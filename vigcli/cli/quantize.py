@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vigcli.config.recipe import Data, Recipe
     from vigcli.train.data import Pictures
 
+RECORD_FILE = "quantize.json"
 GROUP_CHANNELS = 8  # that share a palette where iOS has palettes of groups
 
 
@@ -115,14 +116,19 @@ def compression_of(asked: Asked) -> Compression:
     """The compression that the options describe. Raises UsageError."""
     from vigcli.config.compression import Compression
 
-    has_activations = asked.int8 and not asked.weights_only
+    has_activations = asked.int8
     if not (asked.int8 or asked.weights_only or asked.bits or asked.sparsity):
         raise UsageError("what to quantize to is not said.", "Write --int8, --weights-only, --bits or --sparsity.")
+    if asked.int8 and asked.weights_only:
+        what = "--int8 is of weights and activations, --weights-only of weights alone."
+        raise UsageError(what, "Leave one of them out.")
     if asked.calibrate and not has_activations:
         raise UsageError("--calibrate chooses ranges of activations, which stay in fp16.", "Add --int8.")
     for option, given in (("--qat", asked.qat), ("--max-drop", asked.max_drop is not None)):
-        if given and (not has_activations or asked.bits or asked.sparsity):
-            raise UsageError(f"{option} is of weights and activations in eight bits.", f"Write --int8 {option}.")
+        others = [name for name, value in (("--bits", asked.bits), ("--sparsity", asked.sparsity)) if value]
+        if given and (not has_activations or others):
+            hint = f"Leave {' and '.join(others)} out: " if others else "Write "
+            raise UsageError(f"{option} is of weights and activations in eight bits.", f"{hint}--int8 {option}.")
     if (asked.recipe_name or asked.settings) and not asked.qat:
         raise UsageError("a recipe is what --qat trains by.", "Add --qat, or leave --recipe and --set out.")
     bits: Any = int(asked.bits) if asked.bits else 8 if asked.int8 or asked.weights_only else 16
@@ -165,6 +171,9 @@ def command(
     """
     if resume is not None:
         options = kept_options(context, Path(resume), options, "quantize")
+        if (Path(resume) / RECORD_FILE).is_file():
+            say(f"It had ended; what it found is in {Path(resume) / RECORD_FILE}.")
+            return
     asked = Asked(**options)
     job = _job(asked, compression_of(asked))
     options["checkpoint_name"] = str(job.path.resolve())  # when it is resumed, the newest may be another one
@@ -187,15 +196,17 @@ def command(
         prices = priced(written, latency_table)
         made = {"package": str(package), "compression": written.compression and written.compression.model_dump()}
         answer = {**job.record(), **made, **as_record(found, prices), "seconds": round(seconds, 1)}
-        write_json(run / "quantize.json", {**answer, "layers": [vars(layer) for layer in found.layers]})
+        write_json(run / RECORD_FILE, {**answer, "layers": [vars(layer) for layer in found.layers]})
     if as_json:
         emit_json(answer)
     else:
         show(found, written, package, prices)
         click.echo(f"Next:  vig verify {package}{'' if job.recipe is not None else against(job.path)}")
     if job.max_drop is not None and -found.difference.points > job.max_drop:
-        what = f"top-1 drops by {-found.difference.points:.2f} points on the {len(job.val)} pictures measured"
-        hint = "It held on the training pictures that decided; ask for less, or train it so: --qat."
+        drop, count = -found.difference.points, len(job.val)
+        lost = f"{drop * count / 100:.0f} of the {count} pictures measured"
+        what = f"top-1 drops by {drop:.2f} points ({lost})"
+        hint = "On the training pictures that decided it held; allow a greater drop, or train it so: --qat."
         raise InfeasibleError(f"{what}, more than --max-drop {job.max_drop:g}.", hint)
 
 
@@ -218,7 +229,8 @@ def _job(asked: Asked, compression: Compression) -> Job:
     if compression.activation_bits == 8:
         check_images(count, train.name)
     say(f"Taking {named(path, checkpoint.meta)}: {compression.text}; iOS {minimum_ios} and later.")
-    say(f"Calibrating on {count} training pictures, measuring on {len(val)} others.")
+    calibrating = f"Calibrating on {count} training pictures, measuring on {len(val)} others."
+    say(calibrating if compression.activation_bits == 8 else f"Measuring on {len(val)} pictures.")
     anew = asked.calibrate is not None and not asked.qat
     job = Job(path, checkpoint, compression, minimum_ios, data, count, val, None, asked.max_drop, anew)
     if asked.qat:

@@ -59,7 +59,7 @@ def show(found: Cost, meta: PackageMeta, package: Path, prices: Prices) -> None:
     """A row for the network, its fp16 package and this one; what the package lost, and where."""
     from vigcli.config.package import preprocessing_text
 
-    fp16, own = (f"{price.ms:.3f}" if price else "not known" for price in prices.values())
+    fp16, own = (_milliseconds(price) for price in prices.values())
     base = found.base
     rows = [
         ("fp32 network", _share(base.fp32), "", "", ""),
@@ -68,7 +68,9 @@ def show(found: Cost, meta: PackageMeta, package: Path, prices: Prices) -> None:
     ]
     columns = ("", "top-1 % (95 %)", "agreement %", "size", "ms")
     table(columns, rows, title=f"{package}, measured on {found.package.num_images} pictures")
+    known = [(f"ms of {name}", str(price)) for name, price in prices.items() if price]
     fields([
+        *known,
         ("size", f"{found.times_smaller:.2f} times smaller than fp16"),
         ("against fp32", str(found.difference)),
         ("signal to noise", f"{found.snr_db:.1f} dB of the scores against fp32, the middle picture"),
@@ -76,9 +78,13 @@ def show(found: Cost, meta: PackageMeta, package: Path, prices: Prices) -> None:
         *(("" if i else "worst layers", _layer(layer)) for i, layer in enumerate(found.worst_layers[:WORST_LAYERS])),
     ])  # fmt: skip
     say(f"The packages were run by {found.ran_by}.")
-    if None in prices.values():
-        say(f"Milliseconds of {meta.priced_as}: not known; the latency tables know fp16.")
+    if unknown := [name for name, price in prices.items() if price is None]:
+        say(f"Milliseconds of {' and '.join(unknown)}: not known to the latency table.")
     say(f"Wrote {package} and quantize.json, with every layer. Input: {preprocessing_text(meta)}.")
+
+
+def _milliseconds(price: LatencyEstimate | None) -> str:
+    return "not known" if price is None else f"{price.ms:.3f}{' *' if price.outside else ''}"
 
 
 def _share(evaluation: Evaluation) -> str:

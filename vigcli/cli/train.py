@@ -269,4 +269,5 @@ def _report(result: Any, recipe: Any, run: Path, as_json: bool) -> None:
     if result.damaged:
         say(f"{len(result.damaged)} damaged pictures were left out: {', '.join(result.damaged)}.")
     say(f"Wrote {result.checkpoint}, history.json, log.jsonl, curves.png, confusion.png.")
-    click.echo("Next:  vig quantize --int8")
+    is_found = result.checkpoint.parent.parent == Path("runs")  # by commands that name none
+    click.echo(f"Next:  vig quantize {'' if is_found else f'{result.checkpoint} '}--int8")

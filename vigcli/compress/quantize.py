@@ -148,4 +148,7 @@ def _nearest(compression: Compression, minimum_ios: int) -> str:
     """What comes nearest to a compression on an older iOS."""
     if compression.sparsity_ratio and compression.weight_bits < 16:
         return "leave --sparsity out" if minimum_ios == 17 or compression.activation_bits == 16 else ""
-    return "keep the activations in fp16: --weights-only" if compression.activation_bits == 8 else ""
+    if compression.activation_bits == 16:
+        return ""
+    instead = "leave --int8 out" if compression.has_palettes else "write --weights-only in place of --int8"
+    return f"keep the activations in fp16: {instead}"

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from vigcli.compress.calibrate import STEPS, Ranges
 from vigcli.config.compression import LEAST_WEIGHTS, Compression
-from vigcli.coreml.compressed import cutoff
+from vigcli.coreml.compressed import LAYERS, cutoff
 from vigcli.coreml.convert import quiet
 from vigcli.coreml.graphs import output_axis
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.ranges import FP16_MAX, MARGIN
+from vigcli.coreml.steps import Step
 
 MOST_ITERATIONS = 5000  # of k-means, which ends before
 PASSES = (  # that a program needs after its compression; it went through all others when it was converted
@@ -34,7 +35,6 @@ PASSES = (  # that a program needs after its compression; it went through all ot
     "remove_redundant_ops",
     "dead_code_elimination",
 )
-WITH_WEIGHTS = ("conv", "conv_transpose", "linear", "matmul")
 ACTIVATIONS = ("gelu", "silu")  # that are quantized with the convolution before them
 _MODE = {"mode": "linear_symmetric"}
 Numbers = NDArray[Any]
@@ -47,7 +47,8 @@ def compressed_weights(model: Any, program: Program, compression: Compression) -
         program: the same, as the interpreter reads it.
     """
     cto = importlib.import_module("coremltools.optimize.coreml")
-    kept = _none_for(model, compression.kept)
+    others = [step.outputs[0].name for step in program.steps if step.constants and not _weights(step)]
+    kept = _none_for(model, {*compression.kept, *others})
 
     def config(options: Any, own: dict[str, Any] | None = None) -> Any:
         return cto.OptimizationConfig(global_config=options, op_name_configs={**(own or {}), **kept})
@@ -77,7 +78,7 @@ def first_layers(program: Program) -> tuple[str, ...]:
     for step in program.steps:
         if of_picture.isdisjoint(name for names in step.variables.values() for name in names):
             continue
-        if step.op.name in WITH_WEIGHTS and any(isinstance(x, Tensor) and x.ndim > 1 for x in step.constants.values()):
+        if _weights(step):
             found.append(step.outputs[0].name)
         else:
             of_picture.update(output.name for output in step.outputs)
@@ -104,9 +105,15 @@ def _none_for(model: Any, results: Iterable[str]) -> dict[str, None]:
 def _large_weights(program: Program) -> Iterator[tuple[str, Tensor, int]]:
     """The weights that palettes and zeros are for: the operation by its result, the weight, the axis of its outputs."""
     for step in program.steps:
-        for value in step.constants.values():
-            if isinstance(value, Tensor) and value.ndim >= 2 and value.numel() > LEAST_WEIGHTS:
-                yield step.outputs[0].name, value, output_axis(step)
+        for weight in _weights(step):
+            if weight.numel() > LEAST_WEIGHTS:
+                yield step.outputs[0].name, weight, output_axis(step)
+
+
+def _weights(step: Step) -> list[Tensor]:
+    """The weights of an operation that is a layer; those of norms, scales and tables of positions are none."""
+    constants = step.constants.values() if step.op.name in LAYERS else ()
+    return [x for x in constants if isinstance(x, Tensor) and x.ndim > 1]
 
 
 def _zeros(cto: Any, model: Any, program: Program, compression: Compression) -> dict[str, Any]:

@@ -58,8 +58,8 @@ def mixed(
     deciding: tuple[Tensor, Tensor],
     max_drop_points: float,
     on_progress: Progress,
-) -> tuple[Compression, Ranges, Kept]:
-    """A compression that keeps in fp16 what hurts most, with its ranges.
+) -> tuple[Compression, Ranges | None, Kept]:
+    """A compression that keeps in fp16 what hurts most, with its ranges; the given ones where nothing has to be kept.
 
     Args:
         pixels: (N, 3, R, R) uint8 RGB to calibrate on, unless `ranges` are known.
@@ -69,6 +69,8 @@ def mixed(
     roundings = calibrated_roundings(checkpoint, source, compression, pixels, ranges, on_progress)
     network = inference_form(meta.arch, checkpoint.model)
     kept = keep_within(Probe(network, roundings, meta.preprocessing, *deciding), max_drop_points, on_progress)
+    if not kept.num_kept:
+        return compression, ranges, kept
     images = 0 if compression.qat else len(pixels)
     more = {"kept": kept.ops, "max_drop_points": max_drop_points, "num_images": images}
     return compression.model_copy(update=more), as_ranges(roundings.reach), kept

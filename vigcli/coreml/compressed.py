@@ -14,14 +14,15 @@ from torch import Tensor
 
 from vigcli.config.compression import LEAST_WEIGHTS, Compression
 
+LAYERS = ("conv", "conv_transpose", "linear", "matmul")  # whose weights are compressed
 STEPS = 127  # of a weight's scale, on either side of 0
 LEAST_HALF = 2.0**-24
 MEAN_SHARE = 0.05  # of the distance between two values of a palette, that one may lie beside the mean of its weights
 
 
-def is_compressed(constant: Any, result: str, compression: Compression) -> TypeGuard[Tensor]:
-    """Whether a constant of the operation with that result is one that the compression is for."""
-    if not isinstance(constant, Tensor) or constant.ndim < 2 or not constant.is_floating_point():
+def is_compressed(constant: Any, kind: str, result: str, compression: Compression) -> TypeGuard[Tensor]:
+    """Whether a constant of an operation of that kind with that result is one that the compression is for."""
+    if kind not in LAYERS or not isinstance(constant, Tensor) or constant.ndim < 2 or not constant.is_floating_point():
         return False
     if result in compression.kept:
         return False

@@ -155,11 +155,11 @@ def _wrong_precision(ours: Step, theirs: Step, meta: PackageMeta) -> str:
 
 
 def _constants_apart(ours: Step, theirs: Step, precision: str, compression: Compression | None) -> str:
-    axis, result = output_axis(ours), theirs.outputs[0].name
+    axis, kind, result = output_axis(ours), theirs.op.name, theirs.outputs[0].name
     for parameter in sorted(ours.constants.keys() | theirs.constants.keys()):
         first, second = ours.constants.get(parameter), theirs.constants.get(parameter)
         why = _apart(first, second, precision)
-        if why and compression and isinstance(second, Tensor) and is_compressed(first, result, compression):
+        if why and compression and isinstance(second, Tensor) and is_compressed(first, kind, result, compression):
             why = wrongly_compressed(first, second, axis, compression)
         if why:
             return f"its {parameter} {why}"

@@ -1,8 +1,8 @@
 """What a conversion by coremltools may leave undone: passes, checks and garbage collection without effect.
 
-Left out are the passes that find nothing to do in networks of our blocks, the checks of the whole program after every
-single pass, and Python's garbage collection; a test holds programs to those of all passes and checks, operation for
-operation.
+Left out are the passes that find nothing to do in networks of our blocks, the guard against indices below 0, which
+neighbours never have, the checks of the whole program after every single pass, and Python's garbage collection; a test
+holds programs to those of all other passes and all checks, operation for operation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ PASSES = (
     "add_fp16_cast",
     "add_int16_cast",
     "update_output_dtypes",
-    "guard_negative_gather_indices",
     "const_elimination",
     "dead_code_elimination",
     "cast_optimization",

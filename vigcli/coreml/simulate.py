@@ -123,7 +123,7 @@ def compressed_weights(twin: Graph, shipped: Graph, compression: Compression | N
     for i, (ours, theirs) in enumerate(zip(twin.steps, shipped.steps, strict=False)):
         for parameter, weight in ours.constants.items():
             stored = theirs.constants.get(parameter)
-            if not is_compressed(weight, theirs.outputs[0].name, compression):
+            if not is_compressed(weight, theirs.op.name, theirs.outputs[0].name, compression):
                 continue
             if isinstance(stored, Tensor) and stored.shape == weight.shape and not same_half(weight, stored):
                 found[i, parameter] = as_compressed(weight, stored, output_axis(ours), compression)

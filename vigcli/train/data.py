@@ -42,9 +42,12 @@ def check_classes(pictures: Pictures, num_classes: int, labels: Sequence[str] = 
             f"Train with --set num_classes={len(pictures.labels)}, or choose other data with --data.",
         )
     if labels and tuple(labels) != pictures.labels:
-        strange = sorted(set(labels) ^ set(pictures.labels))[:3]
-        raise ConfigError(f"{pictures.name}: its classes differ from the expected ones ({', '.join(strange)}).",
-                          "Give every class the same folder name in train/ and val/.")  # fmt: skip
+        missing, strange = (sorted({*a} - {*b})[:3] for a, b in ((labels, pictures.labels), (pictures.labels, labels)))
+        found = [
+            f"{', '.join(names)} {what}" for names, what in ((missing, "is missing"), (strange, "is none")) if names
+        ]
+        what = f"{pictures.name}: its classes are not the expected ones: {'; '.join(found) or 'their order'}."
+        raise ConfigError(what, "Name the folder of every class as the network, or the other split, does.")
 
 
 def num_workers(data: Data, world_size: int = 1) -> int:
