@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vigcli.paths import embedded
+from vigcli.runs.provenance import sha256
 
 RECIPE = """
 arch:
@@ -77,6 +78,12 @@ def test_from_a_recipe_to_verified_packages(vig: Vig, pictures: Path, tmp_path: 
     assert {key: made[key] for key in ("minimum_ios", "num_images")} == {"minimum_ios": 18, "num_images": 36}
     assert made["package"].endswith("sparse50-w8.mlpackage")
     assert made["size_bytes"] < quantized["size_bytes"]
+    (block,) = json.loads(vig("report", "compress", "--json"))
+    assert [row["package"] for row in block["rows"]][-2:] == ["int8", "sparse50-w8"]
+    assert block["checkpoint_sha256"] == sha256(tmp_path / trained["checkpoint"])
+    assert {key: block[key] for key in ("data", "latency_table", "latency_device")} == {
+        "data": str(pictures.resolve()), "latency_table": "iphone13-mini", "latency_device": "iPhone 13 mini",
+    }  # fmt: skip
 
     exported = json.loads(vig("export", "--json"))
     assert exported["minimum_ios"] == 16

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from vigcli.config.recipe import Data, Recipe
     from vigcli.train.data import Pictures
 
-RECORD_FILE = "quantize.json"
 GROUP_CHANNELS = 8  # that share a palette where iOS has palettes of groups
 
 
@@ -66,6 +65,7 @@ class Job(NamedTuple):
 
     path: Path
     checkpoint: Checkpoint
+    checkpoint_sha256: str
     compression: Compression
     minimum_ios: MinimumIos
     data: Data
@@ -80,12 +80,29 @@ class Job(NamedTuple):
 
         return {
             "checkpoint": str(self.path),
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "data": self.data.source if self.data.root is None else str(Path(self.data.root).resolve()),
             "network": network_name(self.checkpoint.meta),
             "compression": self.compression.model_dump(mode="json"),
             "minimum_ios": self.minimum_ios,
             "num_calibration_images": self.num_calibration_images,
             "num_images": len(self.val),
         }
+
+
+class Made(NamedTuple):
+    """A compressed package, written and measured.
+
+    Attributes:
+        first_layers: results of operations that stay in fp16 in every compression of the network.
+        seconds: that it took to make, without the measurement.
+    """
+
+    package: Path
+    meta: PackageMeta
+    cost: Cost
+    first_layers: tuple[str, ...]
+    seconds: float
 
 
 def compression_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,21 +186,23 @@ def command(
 
     Example:  vig quantize --int8
     """
+    from vigcli.compress.report import RESULT_FILE
+
     if resume is not None:
         options = kept_options(context, Path(resume), options, "quantize")
-        if (Path(resume) / RECORD_FILE).is_file():
-            say(f"It had ended; what it found is in {Path(resume) / RECORD_FILE}.")
+        if (Path(resume) / RESULT_FILE).is_file():
+            say(f"It had ended; what it found is in {Path(resume) / RESULT_FILE}.")
             return
     asked = Asked(**options)
     job = _job(asked, compression_of(asked))
     options["checkpoint_name"] = str(job.path.resolve())  # when it is resumed, the newest may be another one
     from vigcli.cli.load import against, picked_device, run_folder
-    from vigcli.cli.quantize_print import as_record, priced, show
+    from vigcli.cli.quantize_print import as_origin, as_record, priced, show
     from vigcli.files import write_json
-    from vigcli.latency.table import load_table
+    from vigcli.latency.table import find_table
     from vigcli.runs.rundir import OPTIONS_FILE, new_run
 
-    latency_table, device = load_table(asked.table_name), picked_device(asked.device)
+    (table_file, latency_table), device = find_table(asked.table_name), picked_device(asked.device)
     if dry_run:
         if as_json:
             emit_json(job.record())
@@ -192,11 +211,16 @@ def command(
     with begun as run, progress() as advance:
         if resume is None:
             write_json(run / OPTIONS_FILE, options)
-        package, written, found, seconds = _made(job, run, device, advance)
+        package, written, found, first_layers, seconds = _made(job, run, device, advance)
         prices = priced(written, latency_table)
-        made = {"package": str(package), "compression": written.compression and written.compression.model_dump()}
-        answer = {**job.record(), **made, **as_record(found, prices), "seconds": round(seconds, 1)}
-        write_json(run / RECORD_FILE, {**answer, "layers": [vars(layer) for layer in found.layers]})
+        made = {
+            "package": str(package),
+            "compression": written.compression and written.compression.model_dump(),
+            "first_layers": list(first_layers),
+        }
+        figures = {**as_record(found, prices), **as_origin(prices, table_file.stem, latency_table)}
+        answer = {**job.record(), **made, **figures, "seconds": round(seconds, 1)}
+        write_json(run / RESULT_FILE, {**answer, "layers": [vars(layer) for layer in found.layers]})
     if as_json:
         emit_json(answer)
     else:
@@ -216,6 +240,7 @@ def _job(asked: Asked, compression: Compression) -> Job:
     from vigcli.cli.load import data_of, named, picked_checkpoint
     from vigcli.compress.calibrate import check_images
     from vigcli.compress.quantize import check_target
+    from vigcli.runs.provenance import sha256
     from vigcli.train.data import check_classes, open_data
 
     minimum_ios = check_target(compression, int(asked.target.removeprefix("ios")) if asked.target else None)
@@ -232,22 +257,23 @@ def _job(asked: Asked, compression: Compression) -> Job:
     calibrating = f"Calibrating on {count} training pictures, measuring on {len(val)} others."
     say(calibrating if compression.activation_bits == 8 else f"Measuring on {len(val)} pictures.")
     anew = asked.calibrate is not None and not asked.qat
-    job = Job(path, checkpoint, compression, minimum_ios, data, count, val, None, asked.max_drop, anew)
+    job = Job(path, checkpoint, sha256(path), compression, minimum_ios, data, count, val, None, asked.max_drop, anew)
     if asked.qat:
         return job._replace(recipe=qat_recipe_of(job, asked.recipe_name, tuple(asked.settings)))
     return job
 
 
-def _made(job: Job, run: Path, device: str, advance: Progress) -> tuple[Path, PackageMeta, Cost, float]:
-    """The package written, and measured beside the network and its fp16 package; the seconds that it took to make."""
+def _made(job: Job, run: Path, device: str, advance: Progress) -> Made:
+    """The package written, and measured beside the network and its fp16 package."""
     from vigcli.archs.checkpoint import load_checkpoint
     from vigcli.compress.measure import baseline, cost
     from vigcli.compress.quantize import compress, half_package
+    from vigcli.compress.schemes import first_layers
     from vigcli.runs.provenance import provenance, sha256
     from vigcli.runs.rundir import write_run_file
     from vigcli.train.data import load_split
 
-    meta, digest = job.checkpoint.meta, sha256(job.path)
+    meta, digest = job.checkpoint.meta, job.checkpoint_sha256
     record = provenance(sys.argv, 0, meta.model_dump_json(), [digest])
     write_run_file(run, record)
     pixels, _ = load_split(
@@ -267,4 +293,5 @@ def _made(job: Job, run: Path, device: str, advance: Progress) -> tuple[Path, Pa
         written = compress(source, package, compression, pixels, ranges=ranges, on_progress=advance)
         seconds = time.monotonic() - start
         base = baseline(job.checkpoint, original, job.val, advance)
-        return package, written, cost(package, source, base, job.val, advance), seconds
+        found = cost(package, source, base, job.val, advance)
+        return Made(package, written, found, first_layers(source.program), seconds)

@@ -55,6 +55,17 @@ def as_record(found: Cost, prices: Prices) -> dict[str, Any]:
     }
 
 
+def as_origin(prices: Prices, name: str, latency_table: LatencyTable) -> dict[str, Any]:
+    """Which table the milliseconds are from, and what is extrapolated."""
+    return {
+        "latency_table": name,
+        "latency_device": latency_table.device,
+        "latency_kind": latency_table.kind,
+        "latency_accuracy": latency_table.error_text,
+        "latency_outside_fit": list(dict.fromkeys(why for price in prices.values() if price for why in price.outside)),
+    }
+
+
 def show(found: Cost, meta: PackageMeta, package: Path, prices: Prices) -> None:
     """A row for the network, its fp16 package and this one; what the package lost, and where."""
     from vigcli.config.package import preprocessing_text

@@ -27,17 +27,22 @@ def command() -> None:
 def compress(runs: tuple[str, ...], output: str, as_json: bool) -> None:
     """Compare the packages that `vig quantize` made, in RUNs or in all of runs/: size, accuracy, agreement, time.
 
+    A RUN is a run directory, its quantize.json, or a folder of runs. Runs are compared in blocks of one checkpoint, on
+    the same pictures, by the same latency table.
+
     Example:  vig report compress
     """
-    from vigcli.compress.report import COLUMNS, found_runs, read_rows, report_page
+    from vigcli.compress.report import read_blocks, report_page
     from vigcli.files import write_text
 
-    networks = read_rows(map(Path, runs) if runs else found_runs(Path("runs")))
-    write_text(Path(output), report_page(networks))
+    blocks = read_blocks(map(Path, runs or ("runs",)))
+    write_text(Path(output), report_page(blocks))
     if as_json:
-        emit_json({network: [row._asdict() for row in rows] for network, rows in networks.items()})
+        emit_json([block.as_json() for block in blocks])
         return
-    for network, rows in networks.items():
-        table(COLUMNS, [row.cells(rows[0].size_bytes) for row in rows], title=network)
+    for block in blocks:
+        table(block.columns, block.cells, title=f"{block.first.network}: {block.about}")
+        if block.doubts:
+            say(block.doubts)
         click.echo()
     say(f"Wrote {output}.")
