@@ -358,7 +358,8 @@ def normalized_scores(checkpoint: Checkpoint, pixels: Tensor) -> Tensor:
 def cells(rows: Sequence[Row]) -> tuple[str, ...]:
     """One method of one network, the mean over its seeds."""
     first = rows[0]
-    head = first["network"], str(first["resolution"]), first["method"]
+    seeds = f", {len(rows)} seeds" if len(rows) > 1 else ""
+    head = first["network"] + seeds, str(first["resolution"]), first["method"]
     if "refused" in first:
         return (*head, f"refused: {first['refused']}", *[""] * (len(HEAD) - 4))
     mean = {key: float(np.mean([row[key] for row in rows])) for key in
@@ -415,6 +416,20 @@ def aims(groups: Mapping[tuple[str, str], Sequence[Row]]) -> str:
     return "\n".join(lines)
 
 
+def missing(groups: Mapping[tuple[str, str], Sequence[Row]]) -> str:
+    """What was not measured, as a line of Markdown; nothing where all was."""
+    lacks = {
+        name: [
+            method for method in METHODS if (name, method) not in groups and (name != LITE0 or method not in TRAINED)
+        ]
+        for name in (*THREE_SEEDS, *ONE_SEED, LITE0)
+    }
+    told = [
+        f"{name} ({'all' if len(lack) == len(METHODS) else ', '.join(lack)})" for name, lack in lacks.items() if lack
+    ]
+    return f"Not measured yet: {'; '.join(told)}.\n" if told else ""
+
+
 def page(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
     known = (*THREE_SEEDS, *ONE_SEED, LITE0)
@@ -451,6 +466,7 @@ Aimed at:
 
 {aims(groups)}
 
+{missing(groups)}
 | {" | ".join(HEAD)} |
 |{"---|" * len(HEAD)}
 {table}

@@ -186,7 +186,7 @@ def command(
 
     Example:  vig quantize --int8
     """
-    from vigcli.compress.report import RESULT_FILE
+    from vigcli.config.quantize_record import RESULT_FILE
 
     if resume is not None:
         options = kept_options(context, Path(resume), options, "quantize")
