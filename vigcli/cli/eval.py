@@ -61,7 +61,7 @@ def command(
     from vigcli.train.evaluate import class_order
 
     check_weights(subjects, weights)
-    data = Data(root=data_root) if data_root is not None else Data(source="emoji10", workers=0)
+    data = Data(source="emoji10", workers=0) if data_root in (None, "emoji10") else Data(root=data_root)
     val = open_data(data, "val")
     runners = [open_subject(name, runtime, device, weights) for name in subjects or (None,)]
     orders = [class_order(val.name, val.labels, runner.labels, runner.num_classes) for runner in runners]

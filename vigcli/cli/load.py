@@ -170,15 +170,22 @@ def picked_device(name: str) -> str:
     return name
 
 
+def data_changes(data_root: str) -> dict[str, Any]:
+    """What `--data` (a folder or emoji10) changes of a recipe."""
+    if data_root == "emoji10":
+        return {"data.source": "emoji10", "data.root": None}
+    return {"data.source": "folder", "data.root": str(Path(data_root).resolve())}
+
+
 def data_of(meta: Any, data_root: str | None) -> Any:
-    """Where the pictures are that a checkpoint was trained on: `--data`, or the embedded ones."""
+    """Where the pictures are that a checkpoint was trained on: `--data` (a folder or emoji10), or the embedded ones."""
     from vigcli.config.recipe import Data
 
+    if (data_root or meta.dataset) == "emoji10":
+        return Data(source="emoji10")
     if data_root is not None:
         return Data(source="folder", root=data_root)
-    if meta.dataset == "emoji10":
-        return Data(source="emoji10")
-    known = f"it was trained on {meta.dataset}" if meta.dataset else "it was trained on nothing that is known"
+    known = f"it was trained on {meta.dataset}" if meta.dataset else "what it was trained on is not known"
     raise UnavailableError(
         f"the checkpoint's pictures are needed; {known}.", "Pass --data FOLDER with train/ and val/."
     )

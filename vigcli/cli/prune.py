@@ -48,7 +48,9 @@ REPORT_FILE, SENSITIVITY_FILE, PICTURE_FILE = "prune.json", "sensitivity.json", 
     metavar="N",
     help="Prune in so many steps, with fine-tuning after each.",
 )
-@click.option("--data", "data_root", type=click.Path(), help="Where train and val are; default: the checkpoint's data.")
+@click.option(
+    "--data", "data_root", type=click.Path(), help="Where train and val are, or emoji10; default: the checkpoint's."
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto.")
 @click.option("--resume", type=click.Path(), metavar="RUN_DIR", help="Go on with a pruning that was stopped.")
 @output_option

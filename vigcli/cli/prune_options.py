@@ -111,13 +111,14 @@ def _recipe(name: str | None, settings: tuple[str, ...], data_root: str | None) 
     """The recipe of the fine-tuning, with the data that it is to take."""
     if name is None:
         return None
+    from vigcli.cli.load import data_changes
     from vigcli.config.recipe import load_recipe
     from vigcli.paths import find_file
 
     recipe = load_recipe(find_file("recipe", name), settings)
     if data_root is None:
         return recipe
-    return recipe.changed({"data.source": "folder", "data.root": str(Path(data_root).resolve())})
+    return recipe.changed(data_changes(data_root))
 
 
 def _data(checkpoint: Checkpoint, data_root: str | None) -> Data | None:

@@ -162,7 +162,10 @@ def compression_of(asked: Asked) -> Compression:
 @click.argument("checkpoint_name", metavar="[CHECKPOINT]", required=False)
 @compression_options
 @click.option(
-    "--data", "data_root", type=click.Path(), help="Folder with train/ and val/; default: the checkpoint's data."
+    "--data",
+    "data_root",
+    type=click.Path(),
+    help="Folder with train/ and val/, or emoji10; default: the checkpoint's data.",
 )
 @click.option("--images", type=Integer(128), default=256, show_default=True, help="Training pictures to calibrate on.")
 @click.option(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vigcli.cli.output import Progress, say
 from vigcli.cli.stopping import stop_on_signal
-from vigcli.errors import Interrupted
+from vigcli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from vigcli.config.compression import Compression
     from vigcli.config.recipe import Recipe
 
+GIVEN = {"arch": "the network", "resolution": "the resolution", "num_classes": "the number of classes",
+         "data": "what it learns from", "weights": "where it starts"}  # fmt: skip
 DECIDING_PICTURES = 512  # of training, on which --max-drop is held
 
 
@@ -28,6 +31,12 @@ def qat_recipe_of(job: Job, name: str | None, settings: tuple[str, ...]) -> Reci
     from vigcli.config.recipe import load_recipe
     from vigcli.paths import builtin_folder, find_file
 
+    for setting in settings:
+        part = re.split(r"[.=\[]", setting.strip(), maxsplit=1)[0]
+        if part in GIVEN:
+            raise UsageError(
+                f"--set {setting}: {GIVEN[part]} is the checkpoint's.", "Leave it out; train another with vig train."
+            )
     file = find_file("recipe", name) if name else builtin_folder("recipe") / QAT_RECIPE
     return qat_recipe(load_recipe(file, settings), job.path, job.checkpoint.meta, job.data)
 

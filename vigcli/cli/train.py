@@ -20,7 +20,12 @@ _REPEATED_WITHIN_S = 5.0  # a launcher repeats a signal that the terminal has se
 
 @click.command()
 @click.argument("recipe_name", metavar="[RECIPE]", required=False)
-@click.option("--data", "data_root", type=click.Path(), help="Where train and val are: class folders, zips, tars, ...")
+@click.option(
+    "--data",
+    "data_root",
+    type=click.Path(),
+    help="Where train and val are: class folders, zips, tars, ..., or emoji10.",
+)
 @click.option("--teacher-weights", type=click.Path(), help="Weights of the recipe's teacher (.safetensors or .pth).")
 @click.option("--resume", type=click.Path(), metavar="RUN_DIR", help="Go on with a run that was stopped.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto.")
@@ -50,7 +55,7 @@ def command(
     On several machines, the same under torchrun:  torchrun ... -m vigcli train RECIPE
     """
     from vigcli.cli.launch import place, run_processes
-    from vigcli.cli.load import checkpoint_settings
+    from vigcli.cli.load import checkpoint_settings, data_changes
     from vigcli.config.recipe import load_recipe
     from vigcli.paths import find_file
     from vigcli.runs.rundir import RECIPE_FILE
@@ -67,7 +72,7 @@ def command(
     recipe = load_recipe(file, checkpoint_settings(settings))
     # Into the recipe that the run keeps, so that --resume needs neither again.
     if data_root is not None:
-        recipe = recipe.changed({"data.source": "folder", "data.root": str(Path(data_root).resolve())})
+        recipe = recipe.changed(data_changes(data_root))
     if teacher_weights is not None:
         recipe = recipe.changed({"distillation.weights": str(Path(teacher_weights).resolve())})
     if dry_run:

@@ -217,11 +217,11 @@ def report_page(blocks: Sequence[Block]) -> Html:
 
 _KEY = (
     "Top-1 is of validation pictures, never of those that ranges come from; its difference to the fp32 network is "
-    "paired, and told only where its interval leaves out 0. Agreement: pictures with the fp32 network's answer. "
-    "Signal to noise: of the scores, the middle picture. Kept in fp16: operations besides the first layer. Only runs "
-    "of one checkpoint, on the same pictures, priced by one table, stand together; a network trained by --qat stands "
-    "with the checkpoint that it was trained from. Packages ran in vig's interpreter unless their runs say otherwise; "
-    "it was never compared with Apple's runtime."
+    "paired, with its 95 % interval: one that reaches 0 cannot be told from none. Agreement: pictures with the fp32 "
+    "network's answer. Signal to noise: of the scores, the middle picture. Kept in fp16: operations besides the first "
+    "layer. Only runs of one checkpoint, on the same pictures, priced by one table, stand together; a network trained "
+    "by --qat stands with the checkpoint that it was trained from. Packages ran in vig's interpreter unless their runs "
+    "say otherwise; it was never compared with Apple's runtime."
 )
 _CAPTION = (
     "Top-1 by size; the numbers are those of the table. The dashed line is the fp32 network; bars, the paired 95 % "
