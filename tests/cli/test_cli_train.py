@@ -100,7 +100,7 @@ def _teacher(folder: Path) -> None:
 MISTAKES: list[Any] = [
     (_no_pictures, [], 3, "holds no picture", "fill it"),
     (_one_class, [], 3, "holds one class alone, 'cat'", "another class"),
-    (_another_class_in_val, [], 3, "its classes differ from the expected ones (eel, elk)", "same folder name"),
+    (_another_class_in_val, [], 3, "not the expected ones (missing: eel; unknown: elk)", "Name the folder"),
     (None, ["arch=mobilevigv2_ti", "num_classes=5"], 3, "holds 3 classes, but the network has 5", "num_classes=3"),
     (_teacher, ["distillation={teacher: teacher.safetensors}"], 3, "this teacher's 7 classes are not", "Fine-tune it"),
     (None, ["data.workers=64"], 3, "data.workers: 64 are more than this machine's", "--set data.workers="),

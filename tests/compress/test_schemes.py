@@ -13,6 +13,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from vigcli.archs import build
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.quantize import Source, check_target, compress, half_package
 from vigcli.compress.schemes import ACTIVATIONS, first_layers, palette
@@ -169,6 +170,17 @@ def test_the_layers_that_read_the_picture_are_known(family: str, tmp_path: Path)
         (first,) = first_layers(made.program)
         convs = [step.outputs[0].name for step in made.program.steps if step.op.name == "conv"]
         assert first == convs[0]
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4", "sparse w8"])
+def test_a_bias_that_layers_share_with_the_first_stays(scheme: str, tmp_path: Path) -> None:
+    """The biases of a network that learned nothing are all zero, and so one constant."""
+    drawn = Checkpoint(build(WIDE, seed=0).eval(), tiny.checkpoint(config=WIDE).meta)
+    with half_package(drawn, SHA, 18) as made:
+        meta = compress(made, tmp_path / "net.mlpackage", SCHEMES[scheme][0])
+        assert (
+            compare_graphs(Graph(twin_of(drawn, meta)), Graph(Program.load(tmp_path / "net.mlpackage")), meta) is None
+        )
 
 
 @pytest.mark.parametrize("bits", [4, 6])

@@ -69,7 +69,7 @@ def readers(program: Program, name: str) -> list[str]:
 def test_weights_are_quantized_as_the_package_s(made: Made) -> None:
     twin, shipped = Graph(made.twin), Graph(Program.load(made.path))
     found = compressed_weights(twin, shipped, INT8)
-    assert len(found) == Program.load(made.path).op_counts["conv"]
+    assert len(found) == Program.load(made.path).op_counts["conv"] - 1  # the first stays in fp16
     for (number, parameter), weight in found.items():
         stored = shipped.steps[number].constants[parameter]
         assert torch.allclose(weight, stored, rtol=2**-10, atol=0), "but for a rounding of the product"
@@ -119,7 +119,7 @@ def test_another_range_is_no_contradiction_but_costs_decibels(made: Made, edited
     after = made.report(edited)
     assert after.passed
     assert before.fp32_snr_db is not None
-    assert after.ops[3].fp32.db < before.ops[3].fp32.db - 15
+    assert after.ops[4].fp32.db < before.ops[4].fp32.db - 15
 
 
 def test_rounding_that_is_no_rounding_is_found(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_classes_are_checked(folder: Path) -> None:
     with pytest.raises(ConfigError, match="holds 2 classes, but the network has 10") as mismatch:
         check_classes(pictures, 10)
     assert "num_classes=2" in mismatch.value.hint
-    with pytest.raises(ConfigError, match="dog, wolf"):
+    with pytest.raises(ConfigError, match="missing: wolf; unknown: dog"):
         check_classes(pictures, 2, ("cat", "wolf"))
 
 

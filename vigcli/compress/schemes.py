@@ -54,7 +54,7 @@ def compressed_weights(model: Any, program: Program, compression: Compression) -
         return cto.OptimizationConfig(global_config=options, op_name_configs={**(own or {}), **kept})
 
     joint = {"joint_compression": compression.sparsity_ratio > 0}
-    with quiet(), _few_passes():
+    with quiet(), _few_passes(), _shared_constants_stay(cto):
         if compression.sparsity_ratio:
             model = cto.prune_weights(model, config(None, _zeros(cto, model, program, compression)))
         if compression.has_palettes:
@@ -202,6 +202,20 @@ def _means(ordered: Numbers, centres: Numbers) -> Numbers:
         sizes = np.diff(bounds)
         centres = np.where(sizes > 0, np.diff(sums[bounds]) / np.maximum(sizes, 1), centres)
     return centres
+
+
+def _shared_constants_stay(cto: Any) -> Any:
+    """coremltools refuses a constant, such as a bias of zeros, that something compressed shares with what is not: it
+    stays as it is."""
+    of_constant = cto.OptimizationConfig._get_const_op_config
+
+    def config(self: Any, op: Any) -> Any:
+        try:
+            return of_constant(self, op)
+        except ValueError:  # its readers are to be treated differently
+            return None
+
+    return mock.patch.object(cto.OptimizationConfig, "_get_const_op_config", config)
 
 
 def _few_passes() -> Any:

@@ -43,10 +43,8 @@ def check_classes(pictures: Pictures, num_classes: int, labels: Sequence[str] = 
         )
     if labels and tuple(labels) != pictures.labels:
         missing, strange = (sorted({*a} - {*b})[:3] for a, b in ((labels, pictures.labels), (pictures.labels, labels)))
-        found = [
-            f"{', '.join(names)} {what}" for names, what in ((missing, "is missing"), (strange, "is none")) if names
-        ]
-        what = f"{pictures.name}: its classes are not the expected ones: {'; '.join(found) or 'their order'}."
+        told = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unknown", strange)) if names]
+        what = f"{pictures.name}: its classes are not the expected ones ({'; '.join(told) or 'in another order'})."
         raise ConfigError(what, "Name the folder of every class as the network, or the other split, does.")
 
 
