@@ -216,8 +216,8 @@ def page(rows: dict[str, Row]) -> str:
 
 {len(rows)} of {len(VARIANTS)} variants, measured by `python benchmarks/packages.py` on {"; ".join(machines)}
 ({" and ".join(dates)}). Seconds and milliseconds are CPU time of this machine, no phone's; it grows where
-others use the cores. Export has the range check on 4 to 16 pictures in it, verify an fp32 twin and 16 pictures; both have
-the start of Python and all imports. Weights are drawn, their batch norms set on noise, so dB (of the fp16 package
+others use the cores. Export has the range check on 4 to 16 pictures in it, verify an fp32 twin and 16 pictures; both
+have the start of Python and all imports. Weights are drawn, their batch norms set on noise, so dB (of the fp16 package
 against its twin, the least picture) are not those of trained weights.
 
 Aimed at, below 30 M parameters: export {EXPORT_S} s, verify {VERIFY_S} s. Not kept: {", ".join(late) or "none"}.
