@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from trainings import TINY, recipe
 
-from vigcli.archs import build
 from vigcli.archs.checkpoint import load_checkpoint, save_checkpoint
 from vigcli.cli.main import main
-from vigcli.config.checkpoint import CheckpointMeta
 from vigcli.config.load import dump
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def _another_class_in_val(folder: Path) -> None:
 
 def _teacher(folder: Path) -> None:
     config = TINY.changed({"num_classes": 7})
-    save_checkpoint(folder / "teacher.safetensors", build(config), CheckpointMeta(arch=config))  # type: ignore[arg-type]
+    save_checkpoint(folder / "teacher.safetensors", *tiny.checkpoint(config=config))
 
 
 MISTAKES: list[Any] = [

@@ -111,9 +111,11 @@ def stored_numbers(path: Path) -> dict[tuple[str, str], tuple[str, int, int]]:
             values = {**operation.attributes}
             for name, argument in operation.inputs.items():
                 binding = argument.arguments[0]
-                values[name] = binding.value or consts.get(binding.name or "")  # type: ignore[assignment]
+                value = binding.value or consts.get(binding.name or "")
+                if value is not None:
+                    values[name] = value
             for name, value in values.items():
-                if value and value.blob_file_value:
+                if value.blob_file_value:
                     _, _, size, start, _ = HEADER.unpack_from(content, value.blob_file_value.offset)
                     found[operation.type, name] = operation.outputs[0].name, start, start + size
     return found

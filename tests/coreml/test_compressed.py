@@ -96,13 +96,15 @@ def test_what_a_compression_makes_is_right(scheme: str) -> None:
     assert turned == "", "channels may lie along another axis"
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("scheme", "fault"), [
+    (scheme, fault)
+    for scheme, compression in SCHEMES.items()
+    for fault in FAULTS
+    if fault is not one_zero_less or compression.sparsity_ratio  # others have no zeros
+])  # fmt: skip
 def test_anything_else_is_told(scheme: str, fault: Callable[[Tensor], None]) -> None:
     drawn, compression = weight(), SCHEMES[scheme]
     stored = stored_by(compression, drawn)
-    if fault is one_zero_less and not compression.sparsity_ratio:
-        pytest.skip("it has no zeros")
     fault(stored)
     assert wrongly_compressed(drawn, stored, 0, compression)
 

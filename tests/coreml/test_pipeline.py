@@ -7,7 +7,7 @@ import gc
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import tiny
@@ -115,13 +115,13 @@ def test_what_is_not_ours_has_all_passes() -> None:
 
 def test_checks_are_left_out_between_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is replaced is private: it must be there, be told apart, and be put back."""
-    checked: list[Any] = []
+    checked, program = list[Any](), cast(Any, "a program")
     assert list(inspect.signature(ProgramOfMil.validate).parameters) == ["self", "check_essential_scope"]
     monkeypatch.setattr(ProgramOfMil, "validate", lambda self, check_essential_scope=None: checked.append(self))
     mine = ProgramOfMil.validate
     with pipeline.brisk():
         assert not gc.isenabled()
-        ProgramOfMil.validate("a program", check_essential_scope=False)  # type: ignore[arg-type]
+        ProgramOfMil.validate(program, check_essential_scope=False)
         assert not checked
     assert gc.isenabled()
     assert ProgramOfMil.validate is mine

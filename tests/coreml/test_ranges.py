@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vigcli.archs.checkpoint import Checkpoint
+from vigcli.config.package import Precision
 from vigcli.coreml.convert import PackageMeta, export, meta_of, to_program, write_program
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.ranges import FP16_MAX, MARGIN, Reach, kept_apart, reaches
@@ -27,10 +28,9 @@ def loud(factor: float, seed: int = 0) -> Checkpoint:
     """A graph block whose features are `factor` times as large, and its projection as much smaller: links and maxima
     scale with what they compare, so the network is the same."""
     made = tiny.checkpoint(seed)
-    before, after = (made.model.get_submodule(f"stages.1.2.0.branch.{name}") for name in ("1", "2.proj"))
-    for parameter in (before.norm.weight, before.norm.bias):
-        parameter.mul_(factor)  # type: ignore[union-attr, operator]
-    after.conv.weight.div_(factor)  # type: ignore[union-attr, operator]
+    for name in ("norm.weight", "norm.bias"):
+        made.model.get_parameter(f"stages.1.2.0.branch.1.{name}").mul_(factor)
+    made.model.get_parameter("stages.1.2.0.branch.2.proj.conv.weight").div_(factor)
     return made
 
 
@@ -86,12 +86,12 @@ def test_fp32_is_always_possible(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "mixed"])
 @torch.no_grad()
-def test_what_fp32_does_not_hold_is_refused(tmp_path: Path, precision: str) -> None:
+def test_what_fp32_does_not_hold_is_refused(tmp_path: Path, precision: Precision) -> None:
     made = tiny.checkpoint()
-    made.model.get_submodule("stages.2.1.branch.0").norm.weight.mul_(1e30)  # type: ignore[union-attr, operator]
-    made.model.get_submodule("stages.2.1.branch.2").norm.weight.mul_(1e30)  # type: ignore[union-attr, operator]
+    for i in (0, 2):
+        made.model.get_parameter(f"stages.2.1.branch.{i}.norm.weight").mul_(1e30)
     with pytest.raises(VigError, match=r"conv '.*' of stages\[2\]\.blocks\[1\] is not finite in fp32"):
-        export(made, SHA, tmp_path / "net.mlpackage", precision, images=PICTURES)  # type: ignore[arg-type]
+        export(made, SHA, tmp_path / "net.mlpackage", precision, images=PICTURES)
     assert list(tmp_path.iterdir()) == []
 
 

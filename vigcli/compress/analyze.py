@@ -60,8 +60,12 @@ def analyze(
 
 def _kept(group: Group) -> list[int | None]:
     """The width nearest to each ratio; None where another ratio is nearer to it, or it is the whole."""
+
+    def nearest_to(due: float) -> int:
+        return min(group.widths, key=lambda width: abs(width - due))
+
     wanted = [(1 - ratio) * group.num_units for ratio in RATIOS]
-    nearest = [min(group.widths, key=lambda width, due=due: abs(width - due)) for due in wanted]  # type: ignore[misc]
+    nearest = [nearest_to(due) for due in wanted]
     owner = {kept: min(range(len(wanted)), key=lambda i: abs(wanted[i] - kept)) for kept in nearest}
     return [kept if owner[kept] == i and kept < group.num_units else None for i, kept in enumerate(nearest)]
 
