@@ -133,17 +133,16 @@ def compression_of(asked: Asked) -> Compression:
     """The compression that the options describe. Raises UsageError."""
     from vigcli.config.compression import Compression
 
-    has_activations = asked.int8
     if not (asked.int8 or asked.weights_only or asked.bits or asked.sparsity):
         raise UsageError("what to quantize to is not said.", "Write --int8, --weights-only, --bits or --sparsity.")
     if asked.int8 and asked.weights_only:
         what = "--int8 is of weights and activations, --weights-only of weights alone."
         raise UsageError(what, "Leave one of them out.")
-    if asked.calibrate and not has_activations:
+    if asked.calibrate and not asked.int8:
         raise UsageError("--calibrate chooses ranges of activations, which stay in fp16.", "Add --int8.")
     for option, given in (("--qat", asked.qat), ("--max-drop", asked.max_drop is not None)):
         others = [name for name, value in (("--bits", asked.bits), ("--sparsity", asked.sparsity)) if value]
-        if given and (not has_activations or others):
+        if given and (not asked.int8 or others):
             hint = f"Leave {' and '.join(others)} out: " if others else "Write "
             raise UsageError(f"{option} is of weights and activations in eight bits.", f"{hint}--int8 {option}.")
     if (asked.recipe_name or asked.settings) and not asked.qat:
@@ -153,8 +152,8 @@ def compression_of(asked: Asked) -> Compression:
         weight_bits=bits,
         group_channels=GROUP_CHANNELS if asked.bits and asked.target == "ios18" else None,
         sparsity_ratio=asked.sparsity or 0.0,
-        activation_bits=8 if has_activations else 16,
-        calibration=(asked.calibrate or "percentile") if has_activations else None,
+        activation_bits=8 if asked.int8 else 16,
+        calibration=(asked.calibrate or "percentile") if asked.int8 else None,
     )
 
 

@@ -93,6 +93,6 @@ def settled(
         checkpoint, source, compression, pixels, ranges, deciding, job.max_drop, advance
     )  # fmt: skip
     what = f"{kept.num_kept} of {len(kept.harms)} operations stay in fp16"
-    moves = "drops" if kept.drop_points > 0 else "rises"
+    moves = "drops" if kept.drop_points >= 0 else "rises"
     say(f"{what}: top-1 then {moves} by {abs(kept.drop_points):.2f} points on {len(deciding[0])} training pictures.")
     return compression, ranges
