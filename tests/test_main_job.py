@@ -57,6 +57,11 @@ def test_from_a_recipe_to_verified_packages(vig: Vig, pictures: Path, tmp_path: 
     assert [r["epoch"] for r in trained["history"]] == [0, 1]
     assert (tmp_path / trained["run"] / "curves.png").stat().st_size > 1000
 
+    plan = json.loads(vig("quantize", "--int8", "--qat", "--data", str(pictures), "--dry-run", "--json", "-o", "due"))
+    assert plan["package"] == str(Path("due") / "int8-qat.mlpackage")
+    assert plan["training"]["total_steps"] == plan["training"]["epochs"] * plan["training"]["steps_per_epoch"]
+    assert not (tmp_path / "due").exists()
+
     quantized = json.loads(vig("quantize", "--int8", "--data", str(pictures), "--images", "128", "--json"))
     assert quantized["checkpoint"] == trained["checkpoint"]
     assert quantized["num_images"] == 36

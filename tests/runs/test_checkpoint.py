@@ -141,6 +141,14 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
             read_meta(place)
 
 
+def test_the_state_of_a_training_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_tensors(path, {"model.x": torch.zeros(1)}, json.dumps({"progress": {"step": 1}}))
+    with pytest.raises(ConfigError, match="is the state of a training, not a checkpoint") as caught:
+        read_meta(path)
+    assert caught.value.hint == "Give the checkpoint beside it."
+
+
 def test_a_failed_save_leaves_the_old_checkpoint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import vigcli.archs.checkpoint as module
 

@@ -27,7 +27,7 @@ DRAWN = "Its weights are DRAWN AT RANDOM, not trained: good for timing alone. Th
 @click.argument("subject", metavar="[CHECKPOINT]", required=False)
 @click.option(
     "--target",
-    type=click.Choice(("ios16", "ios17", "ios18", ONNX)),
+    type=click.Choice(("ios16", "ios17", "ios18", ONNX), case_sensitive=False),
     default="ios16",
     show_default=True,
     help="The least iOS that runs the package, or an ONNX file.",
@@ -75,7 +75,7 @@ def command(
 
     Example:  vig export --target ios17 --precision mixed
     """
-    from vigcli.cli.load import against, named, run_folder
+    from vigcli.cli.load import against, due_package, named, run_folder
     from vigcli.config.package import check_batch, planned
     from vigcli.config.recipe import Data
     from vigcli.runs.rundir import new_run
@@ -100,9 +100,8 @@ def command(
     data = Data(source="emoji10") if data_root is None else Data(source="folder", root=data_root)
     answer = {"checkpoint": subject if path is None else str(path), "target": target, **_ends(checkpoint, meta, target)}
     if dry_run:
-        folder = run_folder(output)
+        answer["package"] = due_package(file, run_folder(output))
         open_data(data, "train")
-        answer["package"] = str(Path(folder) / file) if folder else f"{file} in a new run in runs/"
     else:
         with new_run("export", run_folder(output)) as run, _with_file(path, checkpoint, run) as path:
             answer |= {"checkpoint": str(path), "package": str(run / file)}

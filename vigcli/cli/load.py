@@ -95,9 +95,13 @@ def checkpoint_settings(settings: Sequence[str]) -> tuple[str, ...]:
 
 
 def named(path: Path, meta: Any) -> str:
-    """A checkpoint as the talk names it: with its epoch where its training has not ended."""
+    """A checkpoint as the talk names it: with its epoch where its training has not ended, and what for."""
     epoch, epochs = meta.metrics.get("epoch", 0), meta.metrics.get("epochs", 0)
-    return f"{path} (UNFINISHED: epoch {epoch:.0f} of {epochs:.0f})" if epoch < epochs else str(path)
+    notes = [
+        *([f"UNFINISHED: epoch {epoch:.0f} of {epochs:.0f}"] if epoch < epochs else []),
+        *(["trained to be quantized"] if meta.quantization else []),
+    ]
+    return f"{path} ({'; '.join(notes)})" if notes else str(path)
 
 
 def run_folder(output: str | None) -> str | None:
@@ -105,6 +109,11 @@ def run_folder(output: str | None) -> str | None:
     if output is not None and output.rstrip("/").endswith(".mlpackage"):
         raise UsageError(f"-o {output}: names a run directory, in which the package is put.", "Leave .mlpackage out.")
     return output
+
+
+def due_package(file: str, folder: str | None) -> str:
+    """Where a package will be put, before there is a run directory."""
+    return str(Path(folder) / file) if folder else f"{file} in a new run in runs/"
 
 
 def picked_package(path: str | None, others: Sequence[str] = ()) -> Path:

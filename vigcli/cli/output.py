@@ -54,6 +54,11 @@ def fields(pairs: Sequence[tuple[str, Any]]) -> None:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
 
 
+def figure(value: int | float | str) -> str:
+    """A count with its thousands apart, another number in three digits, a word as it is."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else value
+
+
 class Progress:
     """Progress on stderr that counts what costs: a line in place on a terminal, else a plain line every 15 s."""
 

@@ -19,7 +19,7 @@ from vigcli.cli.options import (
     recipe_set_option,
     table_option,
 )
-from vigcli.cli.output import Progress, emit_json, progress, say
+from vigcli.cli.output import Progress, emit_json, fields, figure, progress, say
 from vigcli.cli.quantize_train import qat_recipe_of, settled, trained
 from vigcli.cli.resuming import kept_options
 from vigcli.errors import InfeasibleError, UsageError
@@ -122,7 +122,7 @@ def compression_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--qat", is_flag=True, help="Train the weights in the int8 package's place, with its ranges."),
         click.option("--max-drop", type=click.FloatRange(0, 100), metavar="POINTS",
                      help="Keep the operations in fp16 that hurt most, until top-1 drops no more than so many points."),
-        click.option("--target", type=click.Choice(("ios16", "ios17", "ios18")),
+        click.option("--target", type=click.Choice(("ios16", "ios17", "ios18"), case_sensitive=False),
                      help="The least iOS that runs the package; default: the first that can."),
     )):  # fmt: skip
         command = option(command)
@@ -206,8 +206,7 @@ def command(
 
     (table_file, latency_table), device = find_table(asked.table_name), picked_device(asked.device)
     if dry_run:
-        if as_json:
-            emit_json(job.record())
+        _plan(job, run_folder(output), as_json)
         return
     begun = contextlib.nullcontext(Path(resume)) if resume is not None else new_run("quantize", run_folder(output))
     with begun as run, progress() as advance:
@@ -263,6 +262,24 @@ def _job(asked: Asked, compression: Compression) -> Job:
     if asked.qat:
         return job._replace(recipe=qat_recipe_of(job, asked.recipe_name, tuple(asked.settings)))
     return job
+
+
+def _plan(job: Job, folder: str | None, as_json: bool) -> None:
+    """What would be trained and written."""
+    from vigcli.cli.load import due_package
+    from vigcli.train.data import open_data
+    from vigcli.train.schedule import plan
+
+    due = job.compression.model_copy(update={"qat": job.recipe is not None, "max_drop_points": job.max_drop})
+    steps: dict[str, Any] = {}
+    if job.recipe is not None:
+        steps = {"epochs": job.recipe.epochs, **plan(job.recipe, len(open_data(job.data, "train")))}
+    answer = {**job.record(), "package": due_package(f"{due.name}.mlpackage", folder), "training": steps or None}
+    if as_json:
+        emit_json(answer)
+        return
+    fields([("package", answer["package"]), *((name, figure(value)) for name, value in steps.items())])
+    say("Nothing was written.")
 
 
 def _made(job: Job, run: Path, device: str, advance: Progress) -> Made:

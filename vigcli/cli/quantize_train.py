@@ -56,7 +56,7 @@ def trained(
     roundings = calibrated_roundings(job.checkpoint, source, job.compression, pixels, None, advance)
     write_text(run / RECIPE_FILE, dump(recipe))
     resume = (run / STATE_FILE).is_file()
-    say(f"Training in the package's place by {recipe.epochs} epochs, on {device}.")
+    say(f"Training in the package's place, on {device}; epochs: {recipe.epochs}.")
 
     def watch(event: Any) -> None:
         advance("step", event.step, event.total_steps, f"loss {event.loss:.4f}  {event.images_per_s:.0f} images/s")

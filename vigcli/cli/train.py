@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from vigcli.cli.options import Integer, dry_run_option, json_option, output_option, recipe_set_option
-from vigcli.cli.output import emit_json, fields, progress, say, table
+from vigcli.cli.output import emit_json, fields, figure, progress, say, table
 from vigcli.cli.stopping import stop_on_signal
 from vigcli.errors import ConfigError, Interrupted, UnavailableError, UsageError
 
@@ -242,12 +242,7 @@ def _plan(recipe: Any, as_json: bool) -> None:
         emit_json({"recipe": recipe.model_dump(mode="json"), "plan": job})
         return
     click.echo(dump(recipe))
-    fields(
-        [
-            (key, f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else value)
-            for key, value in job.items()
-        ]
-    )
+    fields([(key, figure(value)) for key, value in job.items()])
 
 
 def _report(result: Any, recipe: Any, run: Path, as_json: bool) -> None:

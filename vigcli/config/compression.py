@@ -75,7 +75,7 @@ class Compression(Strict):
 
     @property
     def text(self) -> str:
-        """In words: `50 % of the weights zero, 8-bit weights, 8-bit activations`."""
+        """In words: `50 % of the weights zero, 8-bit weights, 8-bit activations (ranges by percentile)`."""
         parts = []
         if self.sparsity_ratio:
             parts.append(f"{100 * self.sparsity_ratio:g} % of the weights zero")
@@ -85,7 +85,7 @@ class Compression(Strict):
         elif self.weight_bits == 8:
             parts.append("8-bit weights")
         if self.activation_bits == 8:
-            parts.append("8-bit activations")
+            parts.append(f"8-bit activations (ranges {'of the training' if self.qat else f'by {self.calibration}'})")
         return ", ".join(parts)
 
     def group_of(self, channels: int) -> int:

@@ -129,7 +129,7 @@ def lines(report: VerifyReport) -> list[tuple[str, str]]:
     ]
     if report.inputs:
         found.append((
-            f"{meta.precision} package",
+            f"{meta.compression.name if meta.compression else meta.precision} package",
             f"{report.snr_db:.1f} dB and more against {what}, each picture (held to {report.min_db:g} dB)",
         ))  # fmt: skip
     if meta.compression and report.inputs:
