@@ -15,6 +15,7 @@ from torch import Tensor
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.calibrate import MIN_IMAGES, activation_ranges
 from vigcli.compress.quantize import quantize
+from vigcli.config.archs import TimmConfig
 from vigcli.config.compression import INT8, Compression
 from vigcli.coreml.convert import Deployable, PackageMeta, export, meta_of
 from vigcli.coreml.interpreter import OpInfo, Program
@@ -164,6 +165,38 @@ def test_dynamic_graphs_and_tables_of_positions_are_quantized(name: str, minimum
     report = verify(Program.load(tmp_path / "int8.mlpackage"), made, pixels[:32])
     assert report.passed, report.divergence
     assert report.changed_percent is not None
+
+
+@pytest.mark.parametrize(("name", "activation"), [("resnet10t", "relu"), ("mobilenetv2_050", "clip")])
+def test_what_is_never_negative_has_all_steps(name: str, activation: str, tmp_path: Path) -> None:
+    """What comes out of a relu: 0 ... 255 in place of -127 ... 127, and nothing is rounded before it."""
+    made = tiny.checkpoint(config=TimmConfig(name=name, resolution=64, num_classes=10))
+    pixels = tiny.pixels(MIN_IMAGES, size=64)
+    quantize(made, SHA, tmp_path / "int8.mlpackage", INT8, pixels)
+    program = Program.load(tmp_path / "int8.mlpackage")
+    types = {info.name: info.type.dtype for info in program.operations if info.type}
+    kinds = {info.name: info.op_type for info in program.operations}
+    lows = dict.fromkeys(kinds, 0.0)
+
+    def note(info: OpInfo, x: Tensor) -> None:
+        lows[info.name] = min(lows[info.name], float(x.min()))
+
+    program.predict(pixels.float(), tap=note)
+    quantizations = [step for step in program.steps if step.op.name == "quantize"]
+    unsigned = {step.outputs[0].inputs[0] for step in quantizations if types[step.outputs[0].name] == "uint8"}
+    assert activation in {kinds[name] for name in unsigned}
+    assert not any(lows[name] for name in unsigned)
+    signed = {step.outputs[0].inputs[0] for step in quantizations} - unsigned
+    assert signed
+    assert not {kinds.get(name, name) for name in signed if not lows.get(name)}
+    before = {name for step in program.steps if step.op.name == activation for name in step.outputs[0].inputs}
+    assert all(kinds[name] in ("conv", "add") for name in before)
+    ranges = activation_ranges(program, pixels)
+    first = next(step for step in quantizations if kinds[step.outputs[0].inputs[0]] == activation)
+    due = ranges[first.outputs[0].inputs[0]]["rmax"] / 255
+    assert float(first.constants["scale"]) == pytest.approx(due, rel=0.02)
+    stages = verify(program, made, pixels[:16]).stages
+    assert (stages["scales"], stages["values"]) == (None, None)
 
 
 @pytest.mark.parametrize("factor", [2e4, pytest.param(3e5, marks=pytest.mark.slow)], ids=["activations", "weights too"])

@@ -74,7 +74,7 @@ def test_the_network_rounds_as_its_package_does(made: Made) -> None:
     counts = [kinds[op] for op in made.roundings.ops]
     assert counts.count("conv") == 36 == len(made.roundings.weights)  # the first stays in fp16
     assert counts.count("add") == 10
-    assert made.roundings.reach.keys() >= {"input_5_cast_fp16", "input_cast_fp16"}  # of an activation, of a sum
+    assert made.roundings.ranges.keys() >= {"input_5_cast_fp16", "input_cast_fp16"}  # of an activation, of a sum
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ PERCENT = 99.99  # of the magnitudes lie within the range by percentile
 BINS = 4096
 CANDIDATES = 128  # ranges that are tried for the least error
 STEPS = 127  # of a symmetric range, on either side of 0
+UNSIGNED_STEPS = 255  # of a range that begins at 0
 
 Ranges = dict[str, dict[str, float]]
 """By the name of an input or of an operation's result: `rmin` and `rmax`, as coremltools names them."""
@@ -58,7 +59,7 @@ class Magnitudes:
         return max(-self.low, self.high)
 
     def reach(self, calibration: Calibration) -> float:
-        """The end of the symmetric range."""
+        """The end of the range, which begins at 0 where nothing is negative, else is symmetric."""
         choose: dict[Calibration, Callable[[], float]] = {
             "minmax": lambda: self.largest,
             "percentile": self._within_percent,
@@ -75,8 +76,9 @@ class Magnitudes:
         """Of evenly spread candidates, that with the least sum of squared errors by rounding and by cutting off."""
         values = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (self.top / BINS)
         ends = self.largest * torch.arange(1, CANDIDATES + 1, dtype=torch.float64) / CANDIDATES
-        step = ends[:, None] / STEPS
-        errors = (values - step * (values / step).round().clamp(max=STEPS)).square() @ self.counts
+        steps = UNSIGNED_STEPS if self.low >= 0 else STEPS
+        step = ends[:, None] / steps
+        errors = (values - step * (values / step).round().clamp(max=steps)).square() @ self.counts
         return float(ends[errors.argmin()])
 
 

@@ -88,15 +88,10 @@ def trained_ranges(meta: CheckpointMeta, source: Source) -> Ranges | None:
     if meta.quantization is None:
         return None
     names = {feature.name for feature in source.program.inputs} | {info.name for info in source.program.operations}
-    if strange := sorted(meta.quantization.reach.keys() - names):
+    if strange := sorted(meta.quantization.ranges.keys() - names):
         what = f"the checkpoint was trained with a range of '{strange[0]}', which its package does not have."
         raise ConfigError(what, "Quantize for the iOS that it was trained for: --target.")
-    return as_ranges(meta.quantization.reach)
-
-
-def as_ranges(reach: Mapping[str, float]) -> Ranges:
-    """Symmetric ranges as coremltools takes them."""
-    return {name: {"rmin": -end, "rmax": end} for name, end in reach.items()}
+    return {name: {"rmin": low, "rmax": high} for name, (low, high) in meta.quantization.ranges.items()}
 
 
 def qat_recipe(recipe: Recipe, path: Path | str, meta: CheckpointMeta, data: Data) -> Recipe:
@@ -121,6 +116,7 @@ def train_quantized(
     result = train(recipe, run_dir, provenance=provenance, form=form, **job)
     if result.finished and result.checkpoint is not None:
         model, meta = load_checkpoint(result.checkpoint)
-        learned = {"quantization": Quantization(reach=roundings.reach)}
+        ranges = {name: (bounds["rmin"], bounds["rmax"]) for name, bounds in roundings.ranges.items()}
+        learned = {"quantization": Quantization(ranges=ranges)}
         save_checkpoint(result.checkpoint, model, meta.model_copy(update=learned))
     return result

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vigcli.compress.calibrate import STEPS
+from vigcli.compress.calibrate import Ranges
 from vigcli.config.compression import Compression
 from vigcli.coreml.graphs import Graph, Place
 from vigcli.coreml.simulate import RANGES, Scales, compressed_weights
@@ -51,12 +51,12 @@ class Roundings(NamedTuple):
     Attributes:
         results: how a result is rounded.
         weights: of a layer, by the number of its own result, the operation of the package that has its weight.
-        reach: the greatest magnitude that is not cut off, by the results of the package.
+        ranges: what is not cut off, by the results of the package.
     """
 
     results: dict[int, Rounding]
     weights: dict[int, str]
-    reach: dict[str, float]
+    ranges: Ranges
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class Roundings(NamedTuple):
         return Roundings(
             {number: rounding for number, rounding in self.results.items() if not rounding.ops.isdisjoint(ops)},
             {number: op for number, op in self.weights.items() if op in ops},
-            self.reach,
+            self.ranges,
         )
 
     def without(self, kept: Collection[str]) -> Roundings:
@@ -170,17 +170,17 @@ def find_roundings(
     places = [shipped.place[source] for source in sources] + [(i, 0) for i in compressed]
     numbers = {place: _nearest(due[twin.name(place)], prints) for place in places}
     _check_found(shipped, numbers)
-    results = {}
+    results, ranges = {}, {}
     for source, name in sources.items():
         step, zero_point = scales.steps[name]
         low, high = RANGES[_dtype(shipped, name)]
         results[numbers[shipped.place[source]]] = Rounding(step, zero_point, low, high, frozenset(wanted[source]))
+        ranges[source] = {"rmin": -high * step if low else 0.0, "rmax": high * step}
     weights = {}
     for i in compressed:
         behind = numbers[i, 0]  # the layer itself, or a norm behind it that the conversion folded
         weights[max(layer for layer in layers if layer <= behind)] = shipped.steps[i].outputs[0].name
-    reach = {scales.sources[name]: STEPS * step for name, (step, _) in scales.steps.items()}
-    return Roundings(results, weights, reach)
+    return Roundings(results, weights, ranges)
 
 
 def _check_found(shipped: Graph, numbers: dict[Place, int]) -> None:

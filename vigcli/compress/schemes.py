@@ -5,6 +5,7 @@ What the palettes are is decided here; that a package keeps to its scheme is hel
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import importlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vigcli.compress.calibrate import STEPS, Ranges
+from vigcli.compress.calibrate import UNSIGNED_STEPS, Ranges
 from vigcli.config.compression import LEAST_WEIGHTS, Compression
 from vigcli.coreml.compressed import LAYERS, cutoff
 from vigcli.coreml.convert import quiet
@@ -35,8 +36,10 @@ PASSES = (  # that a program needs after its compression; it went through all ot
     "remove_redundant_ops",
     "dead_code_elimination",
 )
-ACTIVATIONS = ("gelu", "silu")  # that are quantized with the convolution before them
+ACTIVATIONS = ("gelu", "silu", "clip")  # that are quantized with the convolution before them; relu6 is a clip
 _MODE = {"mode": "linear_symmetric"}
+_PREFIX = "coremltools.optimize.coreml._quantization_passes"
+_SUFFIX = "coremltools.converters.mil.mil.passes.defs.optimize_activation_quantization"
 Numbers = NDArray[Any]
 
 
@@ -253,6 +256,7 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
         _sums_within_range(),
         _sums_of_numbers_alone(),
         _activations_with_their_convolutions(),
+        _unsigned_where_nothing_is_negative(cto),
         mock.patch.object(passes, "_get_activation_calibration_stats", gathered),
     ):
         return cto.linear_quantize_activations(model, config, sample_data=[])
@@ -261,14 +265,41 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
 def _activations_with_their_convolutions() -> Any:
     """Before an activation that coremltools does not know it quantizes what the convolution gives, and once more after
     it; its own training with quantization does so after it alone."""
-    passes = importlib.import_module("coremltools.converters.mil.mil.passes.defs.optimize_activation_quantization")
-    suffix = passes.insert_suffix_quantize_dequantize_pair
+    suffix = importlib.import_module(_SUFFIX).insert_suffix_quantize_dequantize_pair
     return mock.patch.object(suffix, "_allowed_activations", {*suffix._allowed_activations, *ACTIVATIONS})
+
+
+@contextlib.contextmanager
+def _unsigned_where_nothing_is_negative(cto: Any) -> Iterator[None]:
+    """What comes out of a relu has 255 steps from 0 on, as coremltools' own training gives it; its calibration would
+    give it 127, and as many that are never used."""
+    before = importlib.import_module(_PREFIX).insert_prefix_quantize_dequantize_pair
+    behind = importlib.import_module(_SUFFIX).insert_suffix_quantize_dequantize_pair
+    construct, transform = before._construct_quant_dequant_op, behind._try_apply_transform
+    from_zero = cto.OpLinearQuantizerConfig(mode="linear", dtype="uint8")
+
+    def is_unsigned(self: Any, name: str) -> bool:
+        bounds = self._activation_stats[name]
+        return bool(bounds["rmin"] >= 0 < bounds["rmax"])
+
+    def quantize_before(self: Any, x: Any, dtype: Any, mode: str) -> Any:
+        chosen = (from_zero.dtype, from_zero.mode) if is_unsigned(self, x.name) else (dtype, mode)
+        return construct(self, x, *chosen)
+
+    def quantize_behind(self: Any, last: Any, reader: Any, block: Any, visited: Any, config: Any) -> Any:
+        chosen = from_zero if is_unsigned(self, last.outputs[0].name) else config
+        return transform(self, last, reader, block, visited, chosen)
+
+    with (
+        mock.patch.object(before, "_construct_quant_dequant_op", quantize_before),
+        mock.patch.object(behind, "_try_apply_transform", quantize_behind),
+    ):
+        yield
 
 
 def _sums_of_numbers_alone() -> Any:
     """coremltools would quantize the sums of indices too by which it keeps those of neighbours from being negative."""
-    passes = importlib.import_module("coremltools.optimize.coreml._quantization_passes")
+    passes = importlib.import_module(_PREFIX)
     types = importlib.import_module("coremltools.converters.mil.mil").types
 
     def is_valid(self: Any, op: Any) -> bool:
@@ -286,7 +317,7 @@ def _sums_within_range() -> Any:
 
     def within_range(self: Any, x: Any, y: Any, z: Any) -> tuple[Any, Any]:
         scales = divided(self, x, y, z)
-        largest = 0.0 if scales[0] is None else STEPS * (float(scales[0].max()) + 1)
+        largest = 0.0 if scales[0] is None else UNSIGNED_STEPS * (float(scales[0].max()) + 1)
         return scales if largest <= FP16_MAX / MARGIN else (None, None)
 
     return mock.patch.object(moved, "try_to_divide", within_range)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vigcli.archs import inference_form
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.calibrate import Ranges
-from vigcli.compress.qat import as_ranges, calibrated_roundings
+from vigcli.compress.qat import calibrated_roundings
 from vigcli.compress.quantize import Progress, Source
 from vigcli.compress.rounded import Rounded, Roundings
 from vigcli.config.compression import Compression
@@ -73,7 +73,7 @@ def mixed(
         return compression, ranges, kept
     images = 0 if compression.qat else len(pixels)
     more = {"kept": kept.ops, "max_drop_points": max_drop_points, "num_images": images}
-    return compression.model_copy(update=more), as_ranges(roundings.reach), kept
+    return compression.model_copy(update=more), roundings.ranges, kept
 
 
 def keep_within(probe: Probe, max_drop_points: float, on_progress: Progress) -> Kept:

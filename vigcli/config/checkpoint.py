@@ -15,10 +15,10 @@ class Quantization(Strict):
     """What weights were trained to be quantized with.
 
     Attributes:
-        reach: of activations, the greatest magnitude that is not cut off, by the results of the fp16 package.
+        ranges: of activations, what is not cut off, from 0 or symmetric about it, by the results of the fp16 package.
     """
 
-    reach: dict[str, Annotated[float, Field(gt=0)]]
+    ranges: dict[str, tuple[Annotated[float, Field(le=0)], Annotated[float, Field(gt=0)]]]
 
 
 class CheckpointMeta(Strict):

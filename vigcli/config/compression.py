@@ -21,7 +21,8 @@ class Compression(Strict):
             values for each tensor or group; 16: as they were.
         group_channels: output channels that share a palette, or their greatest common divisor with this; None: all.
         sparsity_ratio: the share of a tensor's weights, the smallest, that are zero and not stored.
-        activation_bits: 8: quantized around convolutions, linear layers, pools and sums, symmetric.
+        activation_bits: 8: quantized around convolutions, linear layers, pools and sums, from 0 where nothing is
+            negative, else symmetric.
         calibration: how the ranges of activations were chosen; None without 8-bit activations.
         num_images: that were calibrated on.
         qat: whether the network was trained with its quantization, and the ranges are those of the training.
