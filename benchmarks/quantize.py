@@ -56,6 +56,7 @@ from vigcli.train.loop import CHECKPOINT_FILE, train
 from vigcli.train.readers import Member, Pictures
 from vigcli.train.state import STATE_FILE
 
+NUM_SEEDS = 3
 THREE_SEEDS = ("mobilevig_ti", "mobilevigv2_ti", "mobilevitv2_050")
 ONE_SEED = ("greedyvig_s", "mobilevit_xxs", "mobilevitv3_xxs", "vig_ti", "pvig_ti", "clustervig_ti")
 LITE0 = "tf_efficientnet_lite0"
@@ -92,7 +93,7 @@ def main() -> None:
     known = (*THREE_SEEDS, *ONE_SEED, LITE0)
     parser.add_argument("names", nargs="*", metavar="NETWORK", help=", ".join(known))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=NUM_SEEDS)
     parser.add_argument("--epochs", type=int, default=15, help="of networks with several seeds")
     parser.add_argument("--qat-epochs", type=int, help="default: the recipe's")
     parser.add_argument("--crops", type=int, default=PHOTO_CROPS, help="of photos, for EfficientNet-Lite0")
@@ -428,15 +429,16 @@ def aims(groups: Mapping[tuple[str, str], Sequence[Row]]) -> str:
 
 def missing(groups: Mapping[tuple[str, str], Sequence[Row]]) -> str:
     """What was not measured, as a line of Markdown; nothing where all was."""
-    lacks = {
-        name: [
-            method for method in METHODS if (name, method) not in groups and (name != LITE0 or method not in TRAINED)
-        ]
-        for name in (*THREE_SEEDS, *ONE_SEED, LITE0)
-    }
-    told = [
-        f"{name} ({'all' if len(lack) == len(METHODS) else ', '.join(lack)})" for name, lack in lacks.items() if lack
-    ]
+    told = []
+    for name in (*THREE_SEEDS, *ONE_SEED, LITE0):
+        due = NUM_SEEDS if name in THREE_SEEDS else 1
+        lacks = {
+            method: due - len(groups.get((name, method), ()))
+            for method in METHODS
+            if name != LITE0 or method not in TRAINED
+        }
+        text = ", ".join(f"{method}{f' of {n} seeds' * (0 < n < due)}" for method, n in lacks.items() if n > 0)
+        told += [f"{name} ({text})"] * bool(text)
     return f"Not measured yet: {'; '.join(told)}.\n" if told else ""
 
 
