@@ -175,7 +175,7 @@ def made(
             checkpoint = load_checkpoint(path)
             source = stack.enter_context(half_package(checkpoint, sha256(path), 18))
             if (ranges := trained_ranges(checkpoint.meta, source)) is not None:
-                compression = compression.model_copy(update={"qat": True, "calibration": None})
+                compression = compression.as_trained()
             else:  # layers are those of another network
                 base = dataclasses.replace(base, twin=twin_of(checkpoint, source.meta))
         if method == "int8-mixed":

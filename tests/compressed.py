@@ -13,7 +13,9 @@ from vigcli.compress.qat import roundings_of
 from vigcli.compress.quantize import quantize
 from vigcli.compress.rounded import Roundings
 from vigcli.config.archs import ArchConfig
-from vigcli.config.compression import INT8
+from vigcli.config.compression import Compression
+
+INT8 = Compression(weight_bits=8, activation_bits=8, calibration="minmax")
 
 
 class Made(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from compressed import Made
+from compressed import INT8, Made
 from PIL import Image
 
 from vigcli.archs.checkpoint import load_checkpoint, save_checkpoint
@@ -18,7 +18,6 @@ from vigcli.compress.qat import QAT_RECIPE, qat_recipe, train_quantized, trained
 from vigcli.compress.quantize import compress, half_package
 from vigcli.compress.rounded import Rounded
 from vigcli.config.checkpoint import Quantization
-from vigcli.config.compression import INT8
 from vigcli.config.recipe import Data, Recipe, load_recipe
 from vigcli.coreml.convert import meta_of
 from vigcli.coreml.graphs import Graph

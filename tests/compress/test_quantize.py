@@ -10,13 +10,14 @@ import packages
 import pytest
 import tiny
 import torch
+from compressed import INT8
 from torch import Tensor
 
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.calibrate import MIN_IMAGES, activation_ranges
 from vigcli.compress.quantize import quantize
 from vigcli.config.archs import TimmConfig
-from vigcli.config.compression import INT8, Compression
+from vigcli.config.compression import Compression
 from vigcli.coreml.convert import Deployable, PackageMeta, export, meta_of
 from vigcli.coreml.interpreter import OpInfo, Program
 from vigcli.coreml.verify import verify

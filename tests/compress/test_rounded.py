@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from compressed import Made, make
+from compressed import INT8, Made, make
 from torch import Tensor, nn
 
 from vigcli.archs import inference_form
@@ -15,7 +15,6 @@ from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.qat import form_of
 from vigcli.compress.rounded import Rounded, find_roundings, rounded_weight
 from vigcli.config.archs import ArchConfig, TimmConfig, arch_config
-from vigcli.config.compression import INT8
 from vigcli.coreml.compressed import fake_quantized
 from vigcli.coreml.convert import meta_of
 from vigcli.coreml.graphs import Graph

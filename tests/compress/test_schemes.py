@@ -11,13 +11,14 @@ import packages
 import pytest
 import tiny
 import torch
+from compressed import INT8
 from torch import Tensor
 
 from vigcli.archs import build
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.quantize import Source, check_target, compress, half_package
 from vigcli.compress.schemes import ACTIVATIONS, first_layers, palette
-from vigcli.config.compression import INT8, LEAST_WEIGHTS, Compression
+from vigcli.config.compression import LEAST_WEIGHTS, Compression
 from vigcli.coreml.graphs import Graph, compare_graphs
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.package import read_package

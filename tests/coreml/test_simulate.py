@@ -12,11 +12,12 @@ import faults
 import pytest
 import tiny
 import torch
+from compressed import INT8
 
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.calibrate import activation_ranges
 from vigcli.compress.quantize import quantize
-from vigcli.config.compression import INT8, Compression
+from vigcli.config.compression import Compression
 from vigcli.coreml.convert import meta_of
 from vigcli.coreml.graphs import Graph
 from vigcli.coreml.interpreter import OpInfo, Program

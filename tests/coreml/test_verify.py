@@ -14,6 +14,7 @@ import packages
 import pytest
 import tiny
 import torch
+from compressed import INT8
 from torch import Tensor
 
 from vigcli.archs import build
@@ -21,7 +22,6 @@ from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.quantize import quantize
 from vigcli.config.archs import arch_config
 from vigcli.config.checkpoint import CheckpointMeta
-from vigcli.config.compression import INT8
 from vigcli.config.recipe import Preprocessing
 from vigcli.coreml.convert import export
 from vigcli.coreml.exact import TOLERANCE

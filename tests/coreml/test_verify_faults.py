@@ -11,10 +11,10 @@ import faults
 import pytest
 import tiny
 import torch
+from compressed import INT8
 
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.quantize import quantize
-from vigcli.config.compression import INT8
 from vigcli.coreml.convert import export, meta_of
 from vigcli.coreml.description import compare_descriptions
 from vigcli.coreml.graphs import Divergence, Graph, compare_graphs

@@ -12,9 +12,9 @@ import packages
 import pytest
 import tiny
 import torch
+from compressed import INT8
 
 from vigcli.compress.quantize import quantize
-from vigcli.config.compression import INT8
 from vigcli.coreml.apple import coremltools
 from vigcli.coreml.convert import export
 from vigcli.coreml.interpreter import Program

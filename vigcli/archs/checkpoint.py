@@ -64,8 +64,8 @@ def read_meta(path: Path | str) -> CheckpointMeta:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is no checkpoint of vig: its metadata cannot be read.", _REMAKE) from error
-    if isinstance(data, dict) and "arch" not in data:
-        raise ConfigError(f"{path}: is the state of a training, not a checkpoint.", "Give the checkpoint beside it.")
+    if isinstance(data, dict) and "progress" in data:
+        raise ConfigError(f"{path}: is the state of a training.", "Give checkpoint.safetensors, which lies beside it.")
     try:
         return parse_as(CheckpointMeta, data, str(path))
     except ConfigError as error:

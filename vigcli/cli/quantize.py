@@ -60,7 +60,6 @@ class Job(NamedTuple):
 
     Attributes:
         recipe: what --qat trains by.
-        is_calibrated: whether ranges are calibrated also where the checkpoint was trained with its own.
     """
 
     path: Path
@@ -73,7 +72,11 @@ class Job(NamedTuple):
     val: Pictures
     recipe: Recipe | None
     max_drop: float | None
-    is_calibrated: bool
+
+    @property
+    def shipped(self) -> Compression:
+        """The compression of the package: with --qat, by the ranges of its training."""
+        return self.compression if self.recipe is None else self.compression.as_trained()
 
     def record(self) -> dict[str, Any]:
         from vigcli.config.package import network_name
@@ -206,7 +209,7 @@ def command(
 
     (table_file, latency_table), device = find_table(asked.table_name), picked_device(asked.device)
     if dry_run:
-        _plan(job, run_folder(output), as_json)
+        _plan(job, resume or run_folder(output), as_json)
         return
     begun = contextlib.nullcontext(Path(resume)) if resume is not None else new_run("quantize", run_folder(output))
     with begun as run, progress() as advance:
@@ -231,7 +234,8 @@ def command(
         drop, count = -found.difference.points, len(job.val)
         lost = f"{drop * count / 100:.0f} of the {count} pictures measured"
         what = f"top-1 drops by {drop:.2f} points ({lost})"
-        hint = "On the training pictures that decided it held; allow a greater drop, or train it so: --qat."
+        hint = "On the training pictures that decided it held; allow a greater drop"
+        hint += ", or train it so: --qat." if not written.compression or not written.compression.qat else "."
         raise InfeasibleError(f"{what}, more than --max-drop {job.max_drop:g}.", hint)
 
 
@@ -251,14 +255,15 @@ def _job(asked: Asked, compression: Compression) -> Job:
     train, val = open_data(data, "train"), open_data(data, "val")
     for pictures in (train, val):
         check_classes(pictures, checkpoint.meta.arch.num_classes, checkpoint.meta.labels)
+    if checkpoint.meta.quantization and compression.is_plain_int8 and not (asked.qat or asked.calibrate):
+        compression = compression.as_trained()
     count = min(asked.images, len(train))
-    if compression.activation_bits == 8:
+    if compression.calibration:
         check_images(count, train.name)
-    say(f"Taking {named(path, checkpoint.meta)}: {compression.text}; iOS {minimum_ios} and later.")
+    say(f"Taking {named(path, checkpoint.meta)}: {compression.text_with_ranges}; iOS {minimum_ios} and later.")
     calibrating = f"Calibrating on {count} training pictures, measuring on {len(val)} others."
-    say(calibrating if compression.activation_bits == 8 else f"Measuring on {len(val)} pictures.")
-    anew = asked.calibrate is not None and not asked.qat
-    job = Job(path, checkpoint, sha256(path), compression, minimum_ios, data, count, val, None, asked.max_drop, anew)
+    say(calibrating if compression.calibration else f"Measuring on {len(val)} pictures.")
+    job = Job(path, checkpoint, sha256(path), compression, minimum_ios, data, count, val, None, asked.max_drop)
     if asked.qat:
         return job._replace(recipe=qat_recipe_of(job, asked.recipe_name, tuple(asked.settings)))
     return job
@@ -270,11 +275,12 @@ def _plan(job: Job, folder: str | None, as_json: bool) -> None:
     from vigcli.train.data import open_data
     from vigcli.train.schedule import plan
 
-    due = job.compression.model_copy(update={"qat": job.recipe is not None, "max_drop_points": job.max_drop})
+    due = job.shipped.model_copy(update={"max_drop_points": job.max_drop})
     steps: dict[str, Any] = {}
     if job.recipe is not None:
         steps = {"epochs": job.recipe.epochs, **plan(job.recipe, len(open_data(job.data, "train")))}
-    answer = {**job.record(), "package": due_package(f"{due.name}.mlpackage", folder), "training": steps or None}
+    package = due_package(f"{due.name}.mlpackage", folder)
+    answer = {**job._replace(compression=due).record(), "package": package, "training": steps or None}
     if as_json:
         emit_json(answer)
         return

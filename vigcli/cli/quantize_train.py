@@ -81,11 +81,8 @@ def settled(
     from vigcli.compress.sensitivity import mixed
     from vigcli.train.data import load_split
 
-    compression, meta = job.compression, checkpoint.meta
-    ranges = trained_ranges(meta, source) if compression.name == "int8" and not job.is_calibrated else None
-    if ranges is not None:
-        compression = compression.model_copy(update={"qat": True, "calibration": None})
-        say("Its ranges are those that it was trained with.")
+    compression, meta = job.shipped, checkpoint.meta
+    ranges = trained_ranges(meta, source) if compression.qat else None
     if job.max_drop is None:
         return compression, ranges
     deciding = load_split(job.data, "train", meta.preprocessing, meta.arch.resolution, limit=DECIDING_PICTURES)

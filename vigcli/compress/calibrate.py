@@ -59,7 +59,7 @@ class Magnitudes:
         return max(-self.low, self.high)
 
     def reach(self, calibration: Calibration) -> float:
-        """The end of the range, which begins at 0 where nothing is negative, else is symmetric."""
+        """The end of the range, which will begin at 0 where nothing is negative, else be symmetric."""
         choose: dict[Calibration, Callable[[], float]] = {
             "minmax": lambda: self.largest,
             "percentile": self._within_percent,

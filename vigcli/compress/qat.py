@@ -90,7 +90,8 @@ def trained_ranges(meta: CheckpointMeta, source: Source) -> Ranges | None:
     names = {feature.name for feature in source.program.inputs} | {info.name for info in source.program.operations}
     if strange := sorted(meta.quantization.ranges.keys() - names):
         what = f"the checkpoint was trained with a range of '{strange[0]}', which its package does not have."
-        raise ConfigError(what, "Quantize for the iOS that it was trained for: --target.")
+        hint = "Quantize for the iOS that it was trained for (--target), or choose ranges anew: --calibrate percentile."
+        raise ConfigError(what, hint)
     return {name: {"rmin": low, "rmax": high} for name, (low, high) in meta.quantization.ranges.items()}
 
 

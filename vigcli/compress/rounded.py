@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from vigcli.compress.calibrate import Ranges
 from vigcli.config.compression import Compression
 from vigcli.coreml.graphs import Graph, Place
-from vigcli.coreml.simulate import RANGES, Scales, compressed_weights
+from vigcli.coreml.simulate import Scales, compressed_weights
 from vigcli.errors import ConfigError
 from vigcli.train.network import Form, itself
 
@@ -97,7 +97,7 @@ class Rounded(nn.Module):
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
-    """In 255 steps, symmetric about 0, of each output channel its own; the gradient is 1."""
+    """To -127 ... 127 steps, symmetric about 0, of each output channel its own; the gradient is 1."""
     scale = weight.detach().abs().flatten(1).amax(1).clamp_min(1e-12) / 127
     zeros = torch.zeros_like(scale, dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale.float(), zeros, 0, -127, 127)
@@ -170,11 +170,13 @@ def find_roundings(
     places = [shipped.place[source] for source in sources] + [(i, 0) for i in compressed]
     numbers = {place: _nearest(due[twin.name(place)], prints) for place in places}
     _check_found(shipped, numbers)
-    results, ranges = {}, {}
+    results, ranges = dict[int, Rounding](), {}
     for source, name in sources.items():
         step, zero_point = scales.steps[name]
-        low, high = RANGES[_dtype(shipped, name)]
-        results[numbers[shipped.place[source]]] = Rounding(step, zero_point, low, high, frozenset(wanted[source]))
+        low, high = scales.limits[name]
+        number = numbers[shipped.place[source]]
+        ops = wanted[source] | (results[number].ops if number in results else set())  # of two views of the same values
+        results[number] = Rounding(step, zero_point, low, high, frozenset(ops))
         ranges[source] = {"rmin": -high * step if low else 0.0, "rmax": high * step}
     weights = {}
     for i in compressed:
@@ -187,7 +189,7 @@ def _check_found(shipped: Graph, numbers: dict[Place, int]) -> None:
     """Raise ConfigError where the network has no result of these values."""
     if missing := [shipped.name(place) for place, number in numbers.items() if number < 0]:
         what = f"{len(missing)} of {len(numbers)} results that the package rounds, '{missing[0]}' first,"
-        hint = "It cannot be trained in the package's place; quantize it as it is, with --calibrate error."
+        hint = "Quantize it without --qat and --max-drop; --calibrate error may lose less."
         raise ConfigError(f"{what} are not found in the network.", hint)
 
 
@@ -205,10 +207,6 @@ def _wanted(shipped: Graph, scales: Scales, kept: Collection[str]) -> dict[str, 
             for source in (*read, written):
                 wanted.get(source, set()).add(result)
     return wanted
-
-
-def _dtype(shipped: Graph, name: str) -> str:
-    return next(info.type.dtype for info in shipped.program.operations if info.name == name and info.type)
 
 
 Print = tuple[int, float, float, float]

@@ -36,7 +36,8 @@ PASSES = (  # that a program needs after its compression; it went through all ot
     "remove_redundant_ops",
     "dead_code_elimination",
 )
-ACTIVATIONS = ("gelu", "silu", "clip")  # that are quantized with the convolution before them; relu6 is a clip
+ACTIVATIONS = ("gelu", "silu", "clip")  # quantized with the layer or sum before them; relu6 is a clip
+LEAST_SCALE = 2.0**-14  # that fp16 holds in full
 _MODE = {"mode": "linear_symmetric"}
 _PREFIX = "coremltools.optimize.coreml._quantization_passes"
 _SUFFIX = "coremltools.converters.mil.mil.passes.defs.optimize_activation_quantization"
@@ -255,14 +256,14 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
         _few_passes(),
         _sums_within_range(),
         _sums_of_numbers_alone(),
-        _activations_with_their_convolutions(),
+        _activations_with_what_is_before(),
         _unsigned_where_nothing_is_negative(cto),
         mock.patch.object(passes, "_get_activation_calibration_stats", gathered),
     ):
         return cto.linear_quantize_activations(model, config, sample_data=[])
 
 
-def _activations_with_their_convolutions() -> Any:
+def _activations_with_what_is_before() -> Any:
     """Before an activation that coremltools does not know it quantizes what the convolution gives, and once more after
     it; its own training with quantization does so after it alone."""
     suffix = importlib.import_module(_SUFFIX).insert_suffix_quantize_dequantize_pair
@@ -271,8 +272,8 @@ def _activations_with_their_convolutions() -> Any:
 
 @contextlib.contextmanager
 def _unsigned_where_nothing_is_negative(cto: Any) -> Iterator[None]:
-    """What comes out of a relu has 255 steps from 0 on, as coremltools' own training gives it; its calibration would
-    give it 127, and as many that are never used."""
+    """What no picture made negative, as behind a relu, has 255 steps from 0 on, as coremltools' own training gives it;
+    its calibration would give it 127, and as many that are never used."""
     before = importlib.import_module(_PREFIX).insert_prefix_quantize_dequantize_pair
     behind = importlib.import_module(_SUFFIX).insert_suffix_quantize_dequantize_pair
     construct, transform = before._construct_quant_dequant_op, behind._try_apply_transform
@@ -280,7 +281,7 @@ def _unsigned_where_nothing_is_negative(cto: Any) -> Iterator[None]:
 
     def is_unsigned(self: Any, name: str) -> bool:
         bounds = self._activation_stats[name]
-        return bool(bounds["rmin"] >= 0 < bounds["rmax"])
+        return bool(bounds["rmin"] >= 0 and bounds["rmax"] >= UNSIGNED_STEPS * LEAST_SCALE)
 
     def quantize_before(self: Any, x: Any, dtype: Any, mode: str) -> Any:
         chosen = (from_zero.dtype, from_zero.mode) if is_unsigned(self, x.name) else (dtype, mode)

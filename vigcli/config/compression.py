@@ -51,6 +51,11 @@ class Compression(Strict):
         return self
 
     @property
+    def is_plain_int8(self) -> bool:
+        """Whether it is W8A8 and nothing else, which is what networks are trained for."""
+        return self.weight_bits == self.activation_bits == 8 and not self.sparsity_ratio
+
+    @property
     def has_palettes(self) -> bool:
         return self.weight_bits in (4, 6)
 
@@ -76,7 +81,7 @@ class Compression(Strict):
 
     @property
     def text(self) -> str:
-        """In words: `50 % of the weights zero, 8-bit weights, 8-bit activations (ranges by percentile)`."""
+        """In words: `50 % of the weights zero, 8-bit weights, 8-bit activations`."""
         parts = []
         if self.sparsity_ratio:
             parts.append(f"{100 * self.sparsity_ratio:g} % of the weights zero")
@@ -86,12 +91,19 @@ class Compression(Strict):
         elif self.weight_bits == 8:
             parts.append("8-bit weights")
         if self.activation_bits == 8:
-            parts.append(f"8-bit activations (ranges {'of the training' if self.qat else f'by {self.calibration}'})")
+            parts.append("8-bit activations")
         return ", ".join(parts)
+
+    @property
+    def text_with_ranges(self) -> str:
+        """The same, and how the ranges of activations were chosen."""
+        ranges = f"by {self.calibration}" if self.calibration else "of the training"
+        return self.text if self.activation_bits == 16 else f"{self.text} (ranges {ranges})"
+
+    def as_trained(self) -> Compression:
+        """The same with the ranges of a training in place of calibrated ones."""
+        return self.model_copy(update={"qat": True, "calibration": None})
 
     def group_of(self, channels: int) -> int:
         """How many of a tensor's output channels share a palette."""
         return channels if self.group_channels is None else math.gcd(channels, self.group_channels)
-
-
-INT8 = Compression(weight_bits=8, activation_bits=8, calibration="minmax")

@@ -92,8 +92,8 @@ def cutoff(weight: Tensor, ratio: float) -> float:
 
 
 def fake_quantized(weight: Tensor, axis: int) -> Tensor:
-    """Rounded to 255 steps, symmetric about 0, of which each place along the axis has its own; computed in fp16, so
-    that no weight near half-way between two integers goes to the other."""
+    """Rounded to -127 ... 127 steps, of which each place along the axis has its own; in fp16, so that no weight near
+    half-way between two integers goes to the other."""
     others = [i for i in range(weight.ndim) if i != axis % weight.ndim]
     half = weight.half()
     step = 2 * half.abs().amax(others, keepdim=True) / (2 * STEPS)

@@ -32,13 +32,13 @@ from vigcli.config.compression import Compression
 from vigcli.coreml.compressed import as_compressed, is_compressed
 from vigcli.coreml.graphs import Divergence, Graph, output_axis, same_half
 from vigcli.coreml.interpreter import OpInfo, Step
+from vigcli.coreml.ops.quantization import INTEGER_RANGES
 from vigcli.coreml.walk import Walk
 
-MAX_REGRET = 0.375  # of a step, beyond the half by which rounding may move a value: six fp16 roundings of 127 steps.
-# Sound packages reach 0.25; integers cut off instead of rounded, 0.5.
+MAX_REGRET = 0.375  # of a step, beyond the half by which rounding may move a value: six fp16 roundings of 127 steps, or
+# three of 255. Integers cut off instead of rounded reach 0.5.
 NUM_ROUNDINGS = 4  # of scales to fp16 that a factor may have gone through
 SUMS, SCALED = ("add", "sub"), ("relu",)
-RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 class Scales:
@@ -48,12 +48,14 @@ class Scales:
         steps: what an integer stands for in the checkpoint's units, and the integer that stands for 0, by the name of
             the integers.
         factors: of every result, what the package's value is of the checkpoint's network's.
+        limits: the least and the greatest integer, by the name of the integers.
         sources: what is quantized, dequantized or cast, by the name of the result.
         divergence: the first operation at which the scales contradict each other.
     """
 
     def __init__(self, graph: Graph):
         self.steps: dict[str, tuple[float, int]] = {}
+        self.limits: dict[str, tuple[int, int]] = {}
         self.factors: dict[str, float] = {feature.name: 1.0 for feature in graph.program.inputs}
         self.sources: dict[str, str] = {}
         self.divergence: Divergence | None = None
@@ -76,6 +78,7 @@ class Scales:
         scale, zero_point = _number(step, "scale"), int(_number(step, "zero_point"))
         if step.op.name == "quantize":
             self.steps[name] = scale / self.factors[x], zero_point
+            self.limits[name] = INTEGER_RANGES[step.constants["output_dtype"]]
             self._tolerance[name] = _rounding(scale)
             return
         due, zero_point_due = self.steps[x]
@@ -179,7 +182,7 @@ class Simulation(Walk):
         """Take over a quantization of the package."""
         step, zero_point = self.scales.steps[info.name]
         own = self._value(self.scales.sources[info.name]) / step + zero_point
-        self.rounding.add((own.clamp(*RANGES[info.type.dtype if info.type else "int8"]) - integers).abs(), info)
+        self.rounding.add((own.clamp(*self.scales.limits[info.name]) - integers).abs(), info)
         self._integers[info.name] = integers.to(torch.int16)
 
     def evaluate(self, step: Step) -> tuple[Any, ...]:

@@ -210,7 +210,8 @@ def values_divergence(noise: Noise, meta: PackageMeta) -> Divergence | None:
         what = f"{op.held.db:.1f} dB, below {floor:g} dB" if math.isfinite(op.held.noise) else OVERFLOW
         return Divergence(op.info.op_type, op.info.name, what)
     if precision == "int8" and turned.where and not turned.regret <= MAX_REGRET:
-        what = f"an integer is {0.5 + turned.regret:.2g} steps from the value that it stands for"
+        far, most = 0.5 + turned.regret, 0.5 + MAX_REGRET
+        what = f"an integer is {far:.2g} steps from the value that it stands for, more than {most:g}"
         return Divergence(turned.where.op_type, turned.where.name, what)
     if not noise.inputs:
         return Divergence("scores", "all", "are not as many as the checkpoint's network gives")

@@ -123,7 +123,7 @@ def lines(report: VerifyReport) -> list[tuple[str, str]]:
     meta, worst, rounding = report.meta, report.worst, report.rounding
     what = "the same compression, simulated" if meta.compression else "its fp32 twin"
     found = [
-        *([("compression", meta.compression.text)] if meta.compression else []),
+        *([("compression", meta.compression.text_with_ranges)] if meta.compression else []),
         ("fp32 twin", f"{report.twin_error:.1e} of the largest score off the checkpoint (held to {TOLERANCE:g})"),
         ("graph", f"{report.num_ops} operations, compared one by one, weights and constants included"),
     ]
