@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vigcli.config.recipe import Data, Recipe
     from vigcli.train.data import Pictures
 
-GROUP_CHANNELS = 8  # that share a palette where iOS has palettes of groups
+GROUP_CHANNELS = 16  # that share a palette where iOS has palettes of groups
 
 
 class Asked(NamedTuple):
