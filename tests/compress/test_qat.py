@@ -127,6 +127,16 @@ def test_ranges_of_another_package_are_refused(made: Made) -> None:
         trained_ranges(meta, source)
 
 
+def test_what_has_no_range_of_the_training_is_named(made: Made, tmp_path: Path) -> None:
+    ranges = {**made.roundings.ranges}
+    missing, _ = ranges.popitem()
+    with (
+        half_package(made.checkpoint, "ab" * 32, 17) as source,
+        pytest.raises(ConfigError, match=f"which range '{missing}' has"),
+    ):
+        compress(source, tmp_path / "int8.mlpackage", TRAINED, ranges=ranges)
+
+
 def test_evaluation_during_training_is_of_the_rounded_network(
     made: Made, start: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

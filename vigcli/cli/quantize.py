@@ -88,7 +88,7 @@ class Job(NamedTuple):
             "network": network_name(self.checkpoint.meta),
             "compression": self.compression.model_dump(mode="json"),
             "minimum_ios": self.minimum_ios,
-            "num_calibration_images": self.num_calibration_images,
+            "num_calibration_images": self.num_calibration_images if self.compression.calibration else 0,
             "num_images": len(self.val),
         }
 

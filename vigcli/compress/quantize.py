@@ -150,5 +150,5 @@ def _nearest(compression: Compression, minimum_ios: int) -> str:
         return "leave --sparsity out" if minimum_ios == 17 or compression.activation_bits == 16 else ""
     if compression.activation_bits == 16:
         return ""
-    instead = "leave --int8 out" if compression.has_palettes else "write --weights-only in place of --int8"
-    return f"keep the activations in fp16: {instead}"
+    whole = "write --weights-only in place of --int8 and its options"
+    return f"keep the activations in fp16: {'leave --int8 out' if compression.has_palettes else whole}"

@@ -9,7 +9,7 @@ import contextlib
 import heapq
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import numpy as np
@@ -24,6 +24,7 @@ from vigcli.coreml.graphs import output_axis
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.ranges import FP16_MAX, MARGIN
 from vigcli.coreml.steps import Step
+from vigcli.errors import ConfigError
 
 MOST_ITERATIONS = 5000  # of k-means, which ends before
 PASSES = (  # that a program needs after its compression; it went through all others when it was converted
@@ -234,6 +235,8 @@ def _few_passes() -> Any:
 def compressed_activations(model: Any, compression: Compression, ranges: Ranges) -> Any:
     """The model with quantizations around what can compute in eight bits, by these ranges.
 
+    Raises ConfigError for what has none among them, as where a network was trained in place of another package.
+
     Private functions are replaced or called; `constraints.txt` pins the release and tests run them.
     """
     cto = importlib.import_module("coremltools.optimize.coreml")
@@ -242,7 +245,7 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
     debugger = importlib.import_module("coremltools.optimize.coreml.experimental._model_debugger")
 
     def gathered(model: Any, *_: Any, **__: Any) -> Ranges:
-        joined = {name: {**bounds} for name, bounds in ranges.items()}
+        joined = _Known((name, {**bounds}) for name, bounds in ranges.items())
         concats = debugger.ModelDebugger(model)._get_concat_op_info()
         concats = [names for names in concats if not joined.keys().isdisjoint(names)]  # known ranges are joined already
         stock._adjust_concat_surrounding_activation_stats(concats, joined)  # what a concat joins has one range
@@ -261,6 +264,12 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
         mock.patch.object(passes, "_get_activation_calibration_stats", gathered),
     ):
         return cto.linear_quantize_activations(model, config, sample_data=[])
+
+
+class _Known(dict[str, dict[str, float]]):
+    def __missing__(self, name: str) -> NoReturn:
+        hint = "Choose ranges anew: --calibrate percentile."
+        raise ConfigError(f"nothing says which range '{name}' has, that the package rounds.", hint)
 
 
 def _activations_with_what_is_before() -> Any:
