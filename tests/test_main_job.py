@@ -75,6 +75,9 @@ def test_from_a_recipe_to_verified_packages(vig: Vig, pictures: Path, tmp_path: 
     layers = json.loads((tmp_path / quantized["package"]).with_name("quantize.json").read_text())["layers"]
     assert {layer["block"] for layer in layers} >= {"stem", "stages[3].blocks[0]", "head"}
     assert min(layer["snr_db"] for layer in layers) < quantized["simulated_db"]
+    assert quantized["simulated_db"] <= min(layer["simulated_db"] for layer in layers)
+    made_before = str(Path(quantized["package"]).parent)
+    vig("quantize", "--int8", "--data", str(pictures), "--dry-run", "-o", made_before, code=2)  # holds files
 
     sparse = ("quantize", "--weights-only", "--sparsity", "0.5", "--data", str(pictures), "--images", "128")
     planned = json.loads(vig(*sparse, "--dry-run", "--json"))

@@ -19,6 +19,7 @@ from vigcli.compress import prune as job
 from vigcli.compress.allocate import latency_cost
 from vigcli.compress.analyze import RATIOS
 from vigcli.compress.importance import CRITERIA as KNOWN
+from vigcli.config.checkpoint import Quantization
 from vigcli.config.load import dump
 from vigcli.config.recipe import Data
 from vigcli.latency.table import load_table
@@ -114,6 +115,14 @@ def test_a_network_that_is_small_enough_is_left_alone(vig: Vig, folder: Path) ->
     said = json.loads(vig("prune", WEIGHTS, "--budget", "5ms", "--json"))
     assert said["already_within"]
     assert not (folder / "runs").exists()
+
+
+def test_ranges_of_a_training_are_not_those_of_what_is_left(vig: Vig, folder: Path) -> None:
+    model, meta = load_checkpoint(folder / WEIGHTS)
+    trained = meta.model_copy(update={"quantization": Quantization(ranges={"image": (0.0, 255.0)})})
+    save_checkpoint(folder / "qat.safetensors", model, trained)
+    said = json.loads(vig("prune", "qat.safetensors", *BUDGET, "--json"))
+    assert read_meta(folder / said["checkpoint"]).quantization is None
 
 
 def test_a_budget_out_of_reach_writes_nothing(vig: Vig, folder: Path, pictures: Path) -> None:

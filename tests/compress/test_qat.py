@@ -14,6 +14,7 @@ from compressed import INT8, Made
 from PIL import Image
 
 from vigcli.archs.checkpoint import load_checkpoint, save_checkpoint
+from vigcli.compress.measure import baseline, cost
 from vigcli.compress.qat import QAT_RECIPE, qat_recipe, train_quantized, trained_ranges
 from vigcli.compress.quantize import compress, half_package
 from vigcli.compress.rounded import Rounded
@@ -23,10 +24,11 @@ from vigcli.coreml.convert import meta_of
 from vigcli.coreml.graphs import Graph
 from vigcli.coreml.interpreter import Program
 from vigcli.coreml.simulate import Scales
-from vigcli.coreml.verify import verify
+from vigcli.coreml.verify import twin_of, verify
 from vigcli.errors import ConfigError
 from vigcli.paths import builtin_folder
 from vigcli.runs.provenance import sha256
+from vigcli.train.data import open_data
 from vigcli.train.loop import TrainResult
 
 pytest.importorskip("coremltools", exc_type=ImportError)
@@ -85,6 +87,20 @@ def test_the_package_rounds_as_it_was_trained(made: Made, start: Path, data: Dat
     for name, (step, _) in new.steps.items():
         assert step == pytest.approx(old.steps[name][0], rel=4e-3), name  # fp16, twice
     assert verify(Program.load(package), checkpoint, tiny.pixels(32, seed=5)).passed
+
+
+def test_what_learned_is_held_against_itself_simulated(made: Made, start: Path, data: Data, tmp_path: Path) -> None:
+    result = trained(recipe_for(start, made, data), made, tmp_path / "run")
+    assert result.checkpoint is not None
+    checkpoint, package, val = load_checkpoint(result.checkpoint), tmp_path / "int8.mlpackage", open_data(data, "val")
+    with half_package(made.checkpoint, "ab" * 32, 17) as before, half_package(checkpoint, "cd" * 32, 17) as source:
+        base = baseline(made.checkpoint, before, val)
+        compress(source, package, TRAINED, ranges=trained_ranges(checkpoint.meta, source))
+        found = cost(package, source, base, val, twin_of(checkpoint, source.meta))
+        wrong = cost(package, source, base, val)
+    assert found.simulated_db > 40
+    assert wrong.simulated_db < found.simulated_db - 10  # the other weights compressed
+    assert (found.snr_db, found.layers[-1].snr_db) == (wrong.snr_db, wrong.layers[-1].snr_db)
 
 
 def test_a_run_goes_on_where_it_was_stopped(made: Made, start: Path, data: Data, tmp_path: Path) -> None:

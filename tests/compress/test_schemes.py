@@ -91,7 +91,10 @@ def test_a_package_of_every_scheme(
     assert ("quantize" in program.op_counts) == (compression.activation_bits == 8)
     assert meta.compression is not None
     assert meta.compression.num_images == (24 if compression.activation_bits == 8 else 0)
-    assert (meta.precision, meta.priced_as) == ("int8" if "quantize" in program.op_counts else "fp16", compression.name)
+    precision = "int8" if "quantize" in program.op_counts else "fp16"
+    assert (meta.precision, meta.priced_as) == (precision, compression.name)
+    qat = compression.as_trained() if compression.is_plain_int8 else compression
+    assert meta.model_copy(update={"compression": qat}).priced_as == compression.name
     assert bytes_on_disk(path) < 0.95 * bytes_on_disk(source.path)
     report = hold(program, twin, checkpoint, tiny.pixels(MIN_INPUTS)[:6])
     assert report.passed, report.divergence

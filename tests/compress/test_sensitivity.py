@@ -47,6 +47,16 @@ def test_as_few_stay_as_keep_the_drop(made: Made) -> None:
     assert planted.drop_points(kept.ops[:-1]) > 15.0
 
 
+def test_the_drop_is_that_of_the_network_before_it_learned(made: Made) -> None:
+    """One that lost what no rounding costs keeps nothing by keeping all in fp16, and says so."""
+    planted, _ = probe(made)
+    planted.labels = (planted.labels + 1) % 10
+    planted.before = torch.nn.functional.one_hot(planted.labels, 10).float()
+    kept = keep_within(planted, 15.0, lambda *_: None)
+    assert kept.num_kept == len(kept.harms)
+    assert kept.drop_points == 100.0
+
+
 def test_nothing_stays_where_nothing_is_lost(made: Made) -> None:
     assert keep_within(probe(made)[0], 100.0, lambda *_: None).ops == ()
 

@@ -162,6 +162,20 @@ def test_scales_of_another_zero_point(edited: Path) -> None:
     assert (found.name, found.why) == (step.outputs[0].name, "its zero point is 3, of the quantization 0")
 
 
+def test_integers_that_are_none(edited: Path) -> None:
+    """What does not run is named when it is run; what reads no integers is wrong before."""
+    program = Program.load(edited)
+    step = next(step for step in program.steps if step.op.name == "quantize")
+    step.constants["output_dtype"] = "int4"
+    assert Scales(Graph(program)).limits[step.outputs[0].name] == (-128, 127)
+    reader = next(step for step in program.steps if step.op.name == "dequantize")
+    source = next(step for step in program.steps if step.outputs[0].name == reader.outputs[0].inputs[0])
+    reader.outputs = (dataclasses.replace(reader.outputs[0], inputs=source.outputs[0].inputs),)
+    found = Scales(Graph(program)).divergence
+    assert found is not None
+    assert (found.name, found.why[-33:]) == (reader.outputs[0].name, "which it reads, was not quantized")
+
+
 def test_without_quantization_there_is_nothing_to_follow(made: Made) -> None:
     assert meta_of(made.twin).precision == "fp32"
     scales = Scales(Graph(made.twin))

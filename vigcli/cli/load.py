@@ -12,7 +12,7 @@ from vigcli.config.archs import AnyArch
 from vigcli.config.load import apply_settings, parse_as
 from vigcli.errors import ConfigError, UnavailableError, UsageError
 from vigcli.runs.provenance import sha256
-from vigcli.runs.rundir import newest
+from vigcli.runs.rundir import check_empty, newest
 from vigcli.units import format_bytes
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -105,9 +105,11 @@ def named(path: Path, meta: Any) -> str:
 
 
 def run_folder(output: str | None) -> str | None:
-    """What -o of a job names that writes a package: a run directory, which may not look like the package itself."""
+    """What -o of a job names that writes a package: an empty run directory, which may not look like the package."""
     if output is not None and output.rstrip("/").endswith(".mlpackage"):
         raise UsageError(f"-o {output}: names a run directory, in which the package is put.", "Leave .mlpackage out.")
+    if output is not None:
+        check_empty(Path(output))
     return output
 
 

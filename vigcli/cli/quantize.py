@@ -98,14 +98,14 @@ class Made(NamedTuple):
 
     Attributes:
         first_layers: results of operations that stay in fp16 in every compression of the network.
-        seconds: that it took to make, without the measurement.
+        seconds: that it took to make, without the measurement; None where a training went on that was stopped.
     """
 
     package: Path
     meta: PackageMeta
     cost: Cost
     first_layers: tuple[str, ...]
-    seconds: float
+    seconds: float | None
 
 
 def compression_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,10 +141,13 @@ def compression_of(asked: Asked) -> Compression:
     if asked.int8 and asked.weights_only:
         what = "--int8 is of weights and activations, --weights-only of weights alone."
         raise UsageError(what, "Leave one of them out.")
+    if asked.weights_only and asked.bits:
+        raise UsageError(f"--weights-only is eight bits, --bits {asked.bits} is not.", "Leave one of them out.")
     if asked.calibrate and not asked.int8:
         raise UsageError("--calibrate chooses ranges of activations, which stay in fp16.", "Add --int8.")
     for option, given in (("--qat", asked.qat), ("--max-drop", asked.max_drop is not None)):
-        others = [name for name, value in (("--bits", asked.bits), ("--sparsity", asked.sparsity)) if value]
+        beside = {"--weights-only": asked.weights_only, "--bits": asked.bits, "--sparsity": asked.sparsity}
+        others = [name for name, value in beside.items() if value]
         if given and (not asked.int8 or others):
             hint = f"Leave {' and '.join(others)} out: " if others else "Write "
             raise UsageError(f"{option} is of weights and activations in eight bits.", f"{hint}--int8 {option}.")
@@ -223,7 +226,7 @@ def command(
             "first_layers": list(first_layers),
         }
         figures = {**as_record(found, prices), **as_origin(prices, table_file.stem, latency_table)}
-        answer = {**job.record(), **made, **figures, "seconds": round(seconds, 1)}
+        answer = {**job.record(), **made, **figures, "seconds": seconds and round(seconds, 1)}
         write_json(run / RESULT_FILE, {**answer, "layers": [vars(layer) for layer in found.layers]})
     if as_json:
         emit_json(answer)
@@ -234,7 +237,7 @@ def command(
         drop, count = -found.difference.points, len(job.val)
         lost = f"{drop * count / 100:.0f} of the {count} pictures measured"
         what = f"top-1 drops by {drop:.2f} points ({lost})"
-        hint = "On the training pictures that decided it held; allow a greater drop"
+        hint = "What stays in fp16 was decided on training pictures, not on these; allow a greater drop"
         hint += ", or train it so: --qat." if not written.compression or not written.compression.qat else "."
         raise InfeasibleError(f"{what}, more than --max-drop {job.max_drop:g}.", hint)
 
@@ -276,15 +279,16 @@ def _plan(job: Job, folder: str | None, as_json: bool) -> None:
     from vigcli.train.schedule import plan
 
     due = job.shipped.model_copy(update={"max_drop_points": job.max_drop})
+    record = {**job.record(), "compression": due.model_dump(mode="json")}
     steps: dict[str, Any] = {}
     if job.recipe is not None:
         steps = {"epochs": job.recipe.epochs, **plan(job.recipe, len(open_data(job.data, "train")))}
     package = due_package(f"{due.name}.mlpackage", folder)
-    answer = {**job._replace(compression=due).record(), "package": package, "training": steps or None}
     if as_json:
-        emit_json(answer)
+        emit_json({**record, "package": package, "training": steps or None})
         return
-    fields([("package", answer["package"]), *((name, figure(value)) for name, value in steps.items())])
+    others = "" if job.max_drop is None else f"; {job.shipped.name}.mlpackage where nothing has to stay in fp16"
+    fields([("package", f"{package}{others}"), *((name, figure(value)) for name, value in steps.items())])
     say("Nothing was written.")
 
 
@@ -294,9 +298,11 @@ def _made(job: Job, run: Path, device: str, advance: Progress) -> Made:
     from vigcli.compress.measure import baseline, cost
     from vigcli.compress.quantize import compress, half_package
     from vigcli.compress.schemes import first_layers
+    from vigcli.coreml.verify import twin_of
     from vigcli.runs.provenance import provenance, sha256
     from vigcli.runs.rundir import write_run_file
     from vigcli.train.data import load_split
+    from vigcli.train.state import STATE_FILE
 
     meta, digest = job.checkpoint.meta, job.checkpoint_sha256
     record = provenance(sys.argv, 0, meta.model_dump_json(), [digest])
@@ -305,6 +311,7 @@ def _made(job: Job, run: Path, device: str, advance: Progress) -> Made:
         job.data, "train", meta.preprocessing, meta.arch.resolution, limit=job.num_calibration_images
     )
     start, checkpoint = time.monotonic(), job.checkpoint
+    goes_on = (run / STATE_FILE).is_file()  # a training whose time was not kept
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(half_package(checkpoint, digest, job.minimum_ios, pixels, advance))
         if job.recipe is not None:
@@ -318,5 +325,6 @@ def _made(job: Job, run: Path, device: str, advance: Progress) -> Made:
         written = compress(source, package, compression, pixels, ranges=ranges, on_progress=advance)
         seconds = time.monotonic() - start
         base = baseline(job.checkpoint, original, job.val, advance)
-        found = cost(package, source, base, job.val, advance)
-        return Made(package, written, found, first_layers(source.program), seconds)
+        twin = None if job.recipe is None else twin_of(checkpoint, source.meta)
+        found = cost(package, source, base, job.val, twin, advance)
+        return Made(package, written, found, first_layers(source.program), None if goes_on else seconds)

@@ -87,8 +87,8 @@ def settled(
         return compression, ranges
     deciding = load_split(job.data, "train", meta.preprocessing, meta.arch.resolution, limit=DECIDING_PICTURES)
     compression, ranges, kept = mixed(
-        checkpoint, source, compression, pixels, ranges, deciding, job.max_drop, advance
-    )  # fmt: skip
+        checkpoint, source, compression, pixels, ranges, deciding, job.max_drop, advance, job.checkpoint
+    )
     what = f"{kept.num_kept} of {len(kept.harms)} operations stay in fp16"
     moves = "drops" if kept.drop_points >= 0 else "rises"
     say(f"{what}: top-1 then {moves} by {abs(kept.drop_points):.2f} points on {len(deciding[0])} training pictures.")

@@ -51,7 +51,8 @@ class LayerNoise:
     Attributes:
         block: of the network that it belongs to.
         snr_db: its result against fp32.
-        simulated_db: against the same compression simulated; what is missing there is nobody's choice.
+        simulated_db: against the same compression of the same weights, simulated; what is missing there is nobody's
+            choice.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Cost:
 
     Attributes:
         snr_db: of the scores before the softmax against fp32, of the middle one of `NOISE_IMAGES` pictures.
-        simulated_db: against the simulation of the compression, of the worst of them.
+        simulated_db: against the simulation of the compression, at the least (`Noise.held_db`).
         layers: in the order in which they run.
         ran_by: in words.
     """
@@ -110,11 +111,25 @@ def baseline(checkpoint: Checkpoint, source: Source, pictures: Pictures, on_prog
     return Baseline(fp32, fp16, bytes_on_disk(source.path), twin_of(checkpoint, meta))
 
 
-def cost(package: Path, source: Source, base: Baseline, pictures: Pictures, on_progress: Progress = silent) -> Cost:
-    """Run a compressed package over the pictures that its baseline was found on."""
+def cost(
+    package: Path,
+    source: Source,
+    base: Baseline,
+    pictures: Pictures,
+    twin: Program | None = None,
+    on_progress: Progress = silent,
+) -> Cost:
+    """Run a compressed package over the pictures that its baseline was found on.
+
+    Args:
+        source: the fp16 package of the same weights.
+        twin: the fp32 package of the same weights, where they are not the baseline's, which did not learn in the
+            package's place.
+    """
     runner: Runner = open_runner(package)
     evaluation = _evaluated("package", runner, source, pictures, on_progress, runner.batch_size)
     noise = _noise(Program.load(package), base.twin, pictures, on_progress)
+    held = noise if twin is None else _noise(Program.load(package), twin, pictures, on_progress)
     blocks = list(source.meta.arch.named_blocks()) if source.meta.arch.family in FAMILIES else []
     places = op_blocks(source.program, blocks)
     return Cost(
@@ -122,8 +137,8 @@ def cost(package: Path, source: Source, base: Baseline, pictures: Pictures, on_p
         evaluation,
         bytes_on_disk(package),
         statistics.median(one.fp32_db for one in noise.inputs),
-        min(one.db for one in noise.inputs),
-        tuple(_layer(op, places.get(op.info.name, "")) for op in noise.ops.values()),
+        held.held_db,
+        tuple(_layer(op, held.ops[name], places.get(name, "")) for name, op in noise.ops.items()),
         runner.ran_by,
     )
 
@@ -147,5 +162,5 @@ def _noise(program: Program, twin: Program, pictures: Pictures, on_progress: Pro
     return noise
 
 
-def _layer(op: OpNoise, block: str) -> LayerNoise:
-    return LayerNoise(op.info.name, op.info.op_type, block, round(op.fp32.db, 2), round(op.held.db, 2))
+def _layer(op: OpNoise, held: OpNoise, block: str) -> LayerNoise:
+    return LayerNoise(op.info.name, op.info.op_type, block, round(op.fp32.db, 2), round(held.held.db, 2))

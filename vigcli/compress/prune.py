@@ -78,7 +78,8 @@ class Plan:
         now = {name: [before.get(name, units)[0], units[1]] for name, units in self.groups.items()}
         record = {**before, **now}  # what is as narrow as can be is in no group any more
         meta = self.checkpoint.meta
-        changes = {"arch": config, "metrics": {}, "provenance": {**meta.provenance, RECORD: record}}
+        provenance = {**meta.provenance, RECORD: record}
+        changes = {"arch": config, "metrics": {}, "quantization": None, "provenance": provenance}
         return Checkpoint(model, meta.model_copy(update=changes))
 
 

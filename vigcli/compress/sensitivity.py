@@ -58,17 +58,21 @@ def mixed(
     deciding: tuple[Tensor, Tensor],
     max_drop_points: float,
     on_progress: Progress,
+    original: Checkpoint | None = None,
 ) -> tuple[Compression, Ranges | None, Kept]:
     """A compression that keeps in fp16 what hurts most, with its ranges; the given ones where nothing has to be kept.
 
     Args:
         pixels: (N, 3, R, R) uint8 RGB to calibrate on, unless `ranges` are known.
         deciding: pictures like those and their classes, on which the drop is held; never those that are measured on.
+        original: whose top-1 may not drop, where the checkpoint learned in its package's place; default: its own.
     """
     meta = checkpoint.meta
     roundings = calibrated_roundings(checkpoint, source, compression, pixels, ranges, on_progress)
     network = inference_form(meta.arch, checkpoint.model)
-    kept = keep_within(Probe(network, roundings, meta.preprocessing, *deciding), max_drop_points, on_progress)
+    before = None if original is None else inference_form(original.meta.arch, original.model)
+    probe = Probe(network, roundings, meta.preprocessing, *deciding, before)
+    kept = keep_within(probe, max_drop_points, on_progress)
     if not kept.num_kept:
         return compression, ranges, kept
     images = 0 if compression.qat else len(pixels)
@@ -88,7 +92,8 @@ def keep_within(probe: Probe, max_drop_points: float, on_progress: Progress) -> 
         return tried[len(kept)] <= max_drop_points
 
     count = fewest(harms, is_enough)
-    return Kept(tuple(harms), count, tried.get(count, 0.0))  # with all of them in fp16 nothing is rounded
+    drop = tried[count] if count in tried else probe.drop_points([harm.op for harm in harms])
+    return Kept(tuple(harms), count, drop)
 
 
 class Probe:
@@ -97,14 +102,22 @@ class Probe:
     Args:
         network: deployed, in evaluation mode.
         pixels, labels: (N, 3, R, R) uint8 RGB and their classes (N,).
+        original: whose top-1 may not drop; default: the network's.
     """
 
     def __init__(
-        self, network: nn.Module, roundings: Roundings, preprocessing: Preprocessing, pixels: Tensor, labels: Tensor
+        self,
+        network: nn.Module,
+        roundings: Roundings,
+        preprocessing: Preprocessing,
+        pixels: Tensor,
+        labels: Tensor,
+        original: nn.Module | None = None,
     ):
         self.network, self.roundings, self.preprocessing = network, roundings, preprocessing
         self.pixels, self.labels = pixels, labels
         self.due = self._logits(network, len(pixels))
+        self.before = self.due if original is None else self._logits(original, len(pixels))
 
     def harms(self, num_pictures: int, on_progress: Progress) -> list[Harm]:
         """Of every operation, the worst first, on the first pictures."""
@@ -118,7 +131,7 @@ class Probe:
     def drop_points(self, kept: Sequence[str]) -> float:
         """By how many points top-1 falls where these operations stay in fp16 and all others do not."""
         logits = self._logits(Rounded(self.network, self.roundings.without(kept)), len(self.pixels))
-        return drop_points(self.due, logits, self.labels)
+        return drop_points(self.before, logits, self.labels)
 
     def _logits(self, network: nn.Module, count: int) -> Tensor:
         predict = normalized(network, self.preprocessing)

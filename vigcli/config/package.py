@@ -53,9 +53,10 @@ class PackageMeta(CheckpointMeta):
     @property
     def priced_as(self) -> str:
         """What a latency table has to know: the precision, and what is done with the weights."""
-        if self.compression is None or self.compression.name == self.precision:
+        done = self.compression
+        if done is None or (done.is_plain_int8 and done.max_drop_points is None):  # whether it was trained so or not
             return self.precision
-        return self.compression.name
+        return done.name
 
     @property
     def given_channels(self) -> Channels:

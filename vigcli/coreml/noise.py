@@ -143,6 +143,13 @@ class Noise:
         """Of the choices of neighbours that the package was spared, by what it would have made of its own values."""
         return 100 * self.num_changed / self.num_decided if self.num_decided else None
 
+    @property
+    def held_db(self) -> float:
+        """The least ratio to what the package is held to: of the scores, and of every operation where the simulation is
+        given the package's integers, behind which the scores may lie at once."""
+        ops = self.ops.values() if self.scales and self.scales.steps else ()
+        return min([one.db for one in self.inputs] + [op.held.db for op in ops])
+
     def below(self, floor: float) -> OpNoise | None:
         """The first operation whose numbers leave the range of fp16, else the first whose noise passes the floor."""
         noisy = [op for op in self.ops.values() if op.held.db < floor]

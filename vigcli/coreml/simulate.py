@@ -78,9 +78,13 @@ class Scales:
         scale, zero_point = _number(step, "scale"), int(_number(step, "zero_point"))
         if step.op.name == "quantize":
             self.steps[name] = scale / self.factors[x], zero_point
-            self.limits[name] = INTEGER_RANGES[step.constants["output_dtype"]]
+            dtype = str(step.constants.get("output_dtype"))
+            self.limits[name] = INTEGER_RANGES.get(dtype, INTEGER_RANGES["int8"])  # another does not run
             self._tolerance[name] = _rounding(scale)
             return
+        if x not in self.steps:
+            self.factors[name] = 1.0
+            return self._diverge(step.outputs[0], f"'{x}', which it reads, was not quantized")
         due, zero_point_due = self.steps[x]
         self.factors[name] = scale / due
         self._tolerance[name] = NUM_ROUNDINGS * max(_rounding(scale), self._tolerance[x])

@@ -30,8 +30,7 @@ def new_run(job: str, folder: Path | str | None = None, root: Path | str = "runs
         try:
             if folder is not None:
                 run = stack.enter_context(made_folder(Path(folder)))
-                if any(run.iterdir()):
-                    raise UsageError(f"{run}: is not empty.", "Choose a new folder with -o, or --resume a run.")
+                check_empty(run)
                 if not os.access(run, os.W_OK):
                     raise PermissionError(errno.EACCES, "it may not be written")
             else:
@@ -55,6 +54,12 @@ def new_run(job: str, folder: Path | str | None = None, root: Path | str = "runs
             if folder is None:
                 with contextlib.suppress(OSError):
                     run.rmdir()
+
+
+def check_empty(folder: Path) -> None:
+    """Raise UsageError for a folder that holds files already; one that is not there holds none."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder}: is not empty.", "Choose a new folder with -o, or --resume a run.")
 
 
 def _next_number(root: Path, job: str) -> Path:
