@@ -24,6 +24,7 @@ import functools
 import io
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -451,7 +452,7 @@ def missing(groups: Mapping[tuple[str, str], Sequence[Row]]) -> str:
         }
         text = ", ".join(f"{method}{f' of {n} seeds' * (0 < n < due)}" for method, n in lacks.items() if n > 0)
         told += [f"{name} ({text})"] * bool(text)
-    return f"Not measured yet: {'; '.join(told)}.\n" if told else ""
+    return f"Not measured: {'; '.join(told)}." if told else ""
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -468,35 +469,35 @@ def page(rows: Sequence[Row]) -> str:
         if found:
             seeds = len({row["seed"] for row in found})
             networks.append(f"{name}: {seeds} {'seeds' if seeds > 1 else 'seed'}, {found[0]['epochs']:.0f} epochs")
-    return f"""# What smaller packages cost
+    paragraphs = [
+        f"""Made by `python benchmarks/quantize.py` on {"; ".join(machines)}. Every figure is of the package itself, run
+        in vig's interpreter, which was never compared with Apple's runtime: **not run there**. Networks learned emoji10
+        and are measured on its 319 validation pictures, one of which is 0.31 points ({"; ".join(networks)}; where it is
+        {SHORT_EPOCHS} epochs, that is 195 steps: agreement and SNR are what to look at). EfficientNet-Lite0 has its
+        ImageNet weights and is measured by agreement, on {PHOTO_CROPS:,} crops, scales and flips of two photos; the
+        labels of ImageNet are not at hand.""",
+        f"""Ranges come from {CALIBRATION_PICTURES} training pictures, never from those that are measured on. `int8` is
+        W8A8, its ranges by percentile unless it says otherwise; `int8-mixed` is `--max-drop {MAX_DROP_POINTS:g}`,
+        `int8-qat` is `--qat`; `pruned-int8` lost so many parameters to `vig prune` that its package is
+        {TIMES_SMALLER:g} times smaller than fp16, and learned {FINE_TUNING_EPOCHS} epochs more. `w4` has palettes of 16
+        values, `of groups` one for 16 channels (iOS 18). The other methods train nothing. Against fp32: paired, the
+        mean over seeds, with its 95 % interval when seeds and pictures are drawn anew; a claim is made only where it leaves
+        out a loss of more than {CLAIM_POINTS:g} points. SNR: of the scores before the softmax, the middle picture; of a
+        pruned network against itself in fp32, whereas its accuracy and agreement are held against the whole network.
+        CPU seconds: of making the package, training included. The rows are in [quantized.json](quantized.json).""",
+        "Aimed at:",
+        aims(groups),
+        missing(groups),
+        f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}\n{table}",
+        "Published beside (coremltools' documentation, ImageNet): MobileViTv2-1.0 W8 -0.43 points, W8A8 trained -1.20.",
+    ]
+    wrapped = [text if text.startswith(("|", "-")) else filled(text) for text in paragraphs if text]
+    return "\n\n".join(["# What smaller packages cost", *wrapped]) + "\n"
 
-Made by `python benchmarks/quantize.py` on {"; ".join(machines)}. Every figure is of the package itself, run in vig's
-interpreter, which was never compared with Apple's runtime: **not run there**. Networks learned emoji10 and are measured
-on its 319 validation pictures, one of which is 0.31 points ({"; ".join(networks)}; where it is {SHORT_EPOCHS} epochs,
-that is 195 steps: agreement and SNR are what to look at). EfficientNet-Lite0 has its ImageNet weights and is measured
-by agreement, on {PHOTO_CROPS:,} crops, scales and flips of two photos; the labels of ImageNet are not at hand.
 
-Ranges come from {CALIBRATION_PICTURES} training pictures, never from those that are measured on. `int8` is W8A8, its
-ranges by percentile unless it says otherwise; `int8-mixed` is `--max-drop {MAX_DROP_POINTS:g}`, `int8-qat` is `--qat`;
-`pruned-int8` lost so many parameters to `vig prune` that its package is {TIMES_SMALLER:g} times
-smaller than fp16, and learned {FINE_TUNING_EPOCHS} epochs more. `w4` has
-palettes of 16 values, `of groups` one for 16 channels (iOS 18). The other methods train nothing. Against fp32: paired,
-the mean over seeds, with its 95 % interval when seeds and pictures are drawn anew; a claim is made only where it leaves
-out a loss of more than {CLAIM_POINTS:g} points. SNR: of the scores before the softmax, the middle picture; of a pruned
-network against itself in fp32, whereas its accuracy and agreement are held against the whole network. CPU seconds: of
-making the package, training included. The rows are in [quantized.json](quantized.json).
-
-Aimed at:
-
-{aims(groups)}
-
-{missing(groups)}
-| {" | ".join(HEAD)} |
-|{"---|" * len(HEAD)}
-{table}
-
-Published beside (coremltools' documentation, ImageNet): MobileViTv2-1.0 W8 -0.43 points, W8A8 trained -1.20.
-"""
+def filled(text: str) -> str:
+    """A paragraph in lines."""
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":
