@@ -481,10 +481,11 @@ def page(rows: Sequence[Row]) -> str:
         `int8-qat` is `--qat`; `pruned-int8` lost so many parameters to `vig prune` that its package is
         {TIMES_SMALLER:g} times smaller than fp16, and learned {FINE_TUNING_EPOCHS} epochs more. `w4` has palettes of 16
         values, `of groups` one for 16 channels (iOS 18). The other methods train nothing. Against fp32: paired, the
-        mean over seeds, with its 95 % interval when seeds and pictures are drawn anew; a claim is made only where it leaves
-        out a loss of more than {CLAIM_POINTS:g} points. SNR: of the scores before the softmax, the middle picture; of a
-        pruned network against itself in fp32, whereas its accuracy and agreement are held against the whole network.
-        CPU seconds: of making the package, training included. The rows are in [quantized.json](quantized.json).""",
+        mean over seeds, with its 95 % interval when seeds and pictures are drawn anew; a claim is made only where it
+        leaves out a loss of more than {CLAIM_POINTS:g} points. SNR: of the scores before the softmax, the middle
+        picture; of a pruned network against itself in fp32, whereas its accuracy and agreement are held against the
+        whole network. CPU seconds: of making the package, training included. The rows are in
+        [quantized.json](quantized.json).""",
         "Aimed at:",
         aims(groups),
         missing(groups),
