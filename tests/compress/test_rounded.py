@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vigcli.archs import inference_form
 from vigcli.archs.checkpoint import Checkpoint
 from vigcli.compress.qat import form_of
-from vigcli.compress.rounded import Rounded, find_roundings, rounded_weight
+from vigcli.compress.rounded import Numbering, Rounded, find_roundings, rounded_weight
 from vigcli.config.archs import ArchConfig, TimmConfig, arch_config
 from vigcli.coreml.compressed import fake_quantized
 from vigcli.coreml.convert import meta_of
@@ -80,6 +80,19 @@ def test_the_network_rounds_as_its_package_does(made: Made) -> None:
 @pytest.mark.parametrize("family", OTHERS)
 def test_every_static_family_rounds_as_its_package_does(family: str, tmp_path: Path) -> None:
     check_noise(make(OTHERS[family], tmp_path))
+
+
+@pytest.mark.parametrize("family", [*tiny.SMALL, "knn and dagc"])
+def test_results_have_the_same_numbers_however_many_pictures(family: str) -> None:
+    config = tiny.SMALL.get(family, tiny.DYNAMIC)
+    checkpoint = tiny.checkpoint(config=config)
+    network, numbers = inference_form(config, checkpoint.model), list[int]()
+    for count in (1, 3):
+        pixels = tiny.pixels(count, size=config.resolution).to(torch.uint8)
+        with torch.no_grad(), Numbering() as numbering:
+            network(normalize(pixels, checkpoint.meta.preprocessing))
+        numbers.append(numbering.number)
+    assert numbers[0] == numbers[1] > 10
 
 
 def test_every_weight_learns_through_the_roundings(made: Made) -> None:

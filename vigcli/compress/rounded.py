@@ -103,8 +103,11 @@ def rounded_weight(weight: Tensor) -> Tensor:
     return torch.fake_quantize_per_channel_affine(weight, scale.float(), zeros, 0, -127, 127)
 
 
-class _Numbering(TorchFunctionMode):
-    """Counts the tensors that are computed in the block; `seen` is what becomes of each."""
+class Numbering(TorchFunctionMode):
+    """Counts the results that are computed in the block; `seen` is what becomes of each.
+
+    Numbers of tokens are none of them: of several pictures they take other operations than of one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,6 +124,8 @@ class _Numbering(TorchFunctionMode):
         return type(result)(map(self._each, result)) if type(result) in (tuple, list) else result
 
     def numbered(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
         self.number += 1
         return self.seen(x)
 
@@ -132,7 +137,7 @@ class _Numbering(TorchFunctionMode):
         return x
 
 
-class _RoundingMode(_Numbering):
+class _RoundingMode(Numbering):
     def __init__(self, roundings: Roundings):
         super().__init__()
         self.roundings = roundings
@@ -239,7 +244,7 @@ def _prints_of_network(network: nn.Module, x: Tensor) -> tuple[list[Print], list
     prints: list[Print] = []
     layers: list[int] = []
 
-    class Listening(_Numbering):
+    class Listening(Numbering):
         def weight(self, weight: Tensor) -> Tensor:
             layers.append(self.number + 1)
             return weight
