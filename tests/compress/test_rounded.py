@@ -39,6 +39,7 @@ OTHERS: dict[str, ArchConfig] = {  # the families that `tiny` is not of
     "mobilevitv2": arch_config("mobilevitv2_050").changed(SHORT),
     "mobilevitv3": arch_config("mobilevitv3_xxs").changed(SHORT),
     "timm": TimmConfig(name="mobilenetv2_050", resolution=64, num_classes=10),
+    **{family: tiny.SMALL[family] for family in ("vig", "pvig", "clustervig")},
 }
 
 
@@ -78,7 +79,7 @@ def test_the_network_rounds_as_its_package_does(made: Made) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", OTHERS)
-def test_every_static_family_rounds_as_its_package_does(family: str, tmp_path: Path) -> None:
+def test_every_family_rounds_as_its_package_does(family: str, tmp_path: Path) -> None:
     check_noise(make(OTHERS[family], tmp_path))
 
 
