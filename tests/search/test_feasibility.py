@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
 import pytest
 from conftest import everything, part_of
 
+from vigcli.search.columns import MACS, PARAMS, Limits
 from vigcli.search.encoding import Encoding, Population
 from vigcli.search.evolution import evolve
 from vigcli.search.feasibility import Reach, cheapest
 
 
+@pytest.mark.parametrize("share", [None, 0.3, 0.01])
 @pytest.mark.parametrize("seed", range(15))
-def test_the_cheapest_is_that_of_enumeration(wide: Encoding, seed: int) -> None:
+def test_the_cheapest_is_that_of_enumeration(wide: Encoding, seed: int, share: float | None) -> None:
+    """Of limits too, each of which so many candidates keep."""
     encoding = part_of(wide, np.random.default_rng(seed))
+    if share is not None:
+        totals = encoding.totals(everything(encoding))
+        params, macs = (float(np.quantile(totals[:, column], share)) for column in (PARAMS, MACS))
+        encoding = dataclasses.replace(encoding, limits=Limits(params=params, macs=macs))
     values = encoding.evaluate(everything(encoding))
     least = np.where(values.violation == 0, values.latency_ms, np.inf).min()
     found = cheapest(encoding)
@@ -55,6 +63,14 @@ def test_an_infeasible_budget_is_known_within_a_second(wide: Encoding) -> None:
     assert (len(below.score), below.num_feasible) == (0, 0)
     at = evolve(wide, least_ms, np.array([least]), generator, num_candidates=1000, max_evaluated=3000)
     assert at.latency_ms.tolist() == [least_ms]
+
+
+def test_a_limit_out_of_reach_is_known_without_a_whole_candidate(
+    wide: Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Encoding, "evaluate")
+    for limits in (Limits(params=1e5), Limits(macs=1e6), Limits(size_mb=0.1)):
+        assert cheapest(dataclasses.replace(wide, limits=limits)) is None
 
 
 def test_no_candidate_is_over_any_of_a_thousand_budgets(wide: Encoding, published: Population) -> None:

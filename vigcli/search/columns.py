@@ -56,6 +56,11 @@ class Limits(NamedTuple):
         }
         return {units[name]: text for name, text in values.items() if getattr(self, name) < math.inf}
 
+    def of_sums(self) -> list[tuple[int, float]]:
+        """The columns that are limited and add up over the parts, with their limits."""
+        limits = zip((PARAMS, MACS, WEIGHT_MB), self, strict=False)
+        return [(column, limit) for column, limit in limits if limit < math.inf]
+
     def excess(self, total: Array) -> Array:
         """By how much networks are over, as shares of the limits: (N, columns) -> (N,)."""
         over = np.zeros(len(total))

@@ -76,13 +76,16 @@ def _cheapest(encoding: Encoding, reach: Reach, value: Callable[[Population], Ar
     """Branch and bound over partial candidates, gene by gene and many at a time, the nearest to the least first.
 
     The bound of a partial candidate is the least of its completions by the rules of the parts alone, so nothing that
-    is dropped can be below the best known.
+    is dropped can be below the best known; nor can what is dropped keep a limit that its least is beyond.
     """
     best, best_value = None, np.inf
+    limited = [(Reach(encoding, column), limit) for column, limit in encoding.limits.of_sums()]
     stack: list[Population] = [np.zeros((1, 0), np.intp)]
     while stack:
         prefixes = stack.pop()
         prefixes = prefixes[reach.least(prefixes) < best_value]
+        if not len(prefixes):
+            continue
         if prefixes.shape[1] == len(reach.order):
             rows = unordered(prefixes, reach.order)
             values = np.where(encoding.evaluate(rows).violation == 0, value(rows), np.inf)
@@ -91,6 +94,8 @@ def _cheapest(encoding: Encoding, reach: Reach, value: Callable[[Population], Ar
             continue
         children = extended(prefixes, reach.sizes[reach.order[prefixes.shape[1]]])
         bound = reach.least(children)
+        for other, limit in limited:
+            bound[other.least(children) > limit] = np.inf
         promising = np.flatnonzero(bound < best_value)
         children = children[promising[np.argsort(-bound[promising], kind="stable")]]
         stack += np.split(children, range(len(children) % _CHUNK, len(children), _CHUNK))
