@@ -224,6 +224,26 @@ def test_a_search_stopped_at_its_start_leaves_nothing(tmp_path: Path, seconds: f
     check_nothing_is_left(process, number, tmp_path)
 
 
+SWALLOWED = """
+import ctypes, os, signal
+from vigcli.cli import main
+from vigcli.errors import ConfigError
+
+def run(arguments):
+    ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT))()
+    raise ConfigError("no such key.")
+
+main._run = run
+main.main([])
+"""
+
+
+def test_an_interrupt_that_a_library_swallows_is_one(tmp_path: Path) -> None:
+    """As where a pattern is then said not to match."""
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (130, "Error: stopped.")
+
+
 EVOLVING = """
 import sys, time
 from vigcli.cli.main import main

@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     def stop(number: int, frame: object) -> None:
         nonlocal stopped
         stopped = True
+        sys.unraisablehook = lambda what: None  # the interrupt may come in a library's callback, which tells nobody
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a job scheduler's stop is treated as Ctrl-C
@@ -106,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             traceback.print_exception(error)
         if stopped:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only break the message
-        # A library may have made an error of its own of the interrupt.
-        known = as_vig_error(KeyboardInterrupt() if stopped and not isinstance(error, VigError) else error)
+        # A library may have made an error of its own of the interrupt, or vig one of what a library then said.
+        known = as_vig_error(KeyboardInterrupt() if stopped and not isinstance(error, Interrupted) else error)
         _print(known)
         sys.exit(known.exit_code)
     sys.exit(0)
