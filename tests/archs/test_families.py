@@ -123,6 +123,7 @@ def test_the_blocks_add_up_to_the_network(name: str) -> None:
     assert trace(model, shape).macs == COUNTS[name]["macs_training"]
 
 
+@pytest.mark.slow
 @run_variants
 def test_deployment_keeps_the_logits(name: str) -> None:
     config = VARIANTS[name]

@@ -20,6 +20,7 @@ Vig = Callable[..., str]
 PAPER = Path(__file__).parent / "paper.txt"
 
 
+@pytest.mark.slow
 def test_the_counts_beside_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["profile", "--paper"])

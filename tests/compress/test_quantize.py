@@ -156,6 +156,7 @@ DYNAMIC = {"neighbours": tiny.DYNAMIC, "clusters": tiny.CLUSTERED} | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DYNAMIC)
 @pytest.mark.parametrize("minimum_ios", [17, 18])
 def test_dynamic_graphs_and_tables_of_positions_are_quantized(name: str, minimum_ios: Any, tmp_path: Path) -> None:

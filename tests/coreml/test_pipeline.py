@@ -84,6 +84,7 @@ BESIDES = ("dagc and knn", "clustervig", "clusters of two sizes", "mobilevitv3")
 OTHERS = [(name, *kind) for name in BESIDES for kind in (("fp32", 17), ("fp16", 18))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision", "minimum_ios"), [*((name, "fp16", 16) for name in NETWORKS), *OTHERS])
 def test_the_program_is_that_of_all_passes(
     name: str, precision: str, minimum_ios: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

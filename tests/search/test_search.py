@@ -139,6 +139,7 @@ def test_choices_that_no_rule_bears_are_left_out(small: tuple[Encoding, Populati
     assert fewer.space.size < encoding.space.size or encoding.trained is None
 
 
+@pytest.mark.slow
 @spaces
 @pytest.mark.parametrize("changes", [{}, {"resolution": 192, "num_classes": 10}], ids=["published", "192 px"])
 def test_a_shipped_space_is_priced_as_its_networks(name: str, changes: dict[str, int]) -> None:
@@ -173,6 +174,7 @@ def test_every_choice_of_a_shipped_space_is_sound(name: str) -> None:
     assert space.size > 1000
 
 
+@pytest.mark.slow
 @spaces
 def test_published_variants_in_a_space_are_recognised(name: str) -> None:
     space = load_space(find_file("space", name))

@@ -27,6 +27,7 @@ def member(request: pytest.FixtureRequest) -> tuple[str, Member]:
     return request.param, prepare(space, [TABLE])
 
 
+@pytest.mark.slow
 def test_no_winner_loses_its_graph_or_its_reason(
     member: tuple[str, Member], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
