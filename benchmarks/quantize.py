@@ -434,8 +434,8 @@ def aims(groups: Mapping[tuple[str, str], Sequence[Row]]) -> str:
     if held:
         least_db, where = min(held)
         lines.append(
-            f"- the package and its simulation, at least 35 dB: of {len(held)} packages the least is {least_db:.1f} dB "
-            f"({where})."
+            f"- the package against its simulation, at least 35 dB: the least of the {len(held)} rows that have the "
+            f"figure is {least_db:.1f} dB ({where})."
         )
     return "\n".join(lines)
 

@@ -266,7 +266,7 @@ def test_features_are_the_stages_of_the_network(family: str) -> None:
     x = images(VARIANTS[name])
     with torch.no_grad():
         maps = features(x)
-        assert torch.equal(network.head(maps[-1]), network(x))  # type: ignore[operator]
+        assert torch.equal(network.get_submodule("head")(maps[-1]), network(x))
     stages = tuple(shape.stride for shape in VARIANTS[name].stage_shapes() if shape.stride >= 4)
     isotropic = {"vig": (16,), "clustervig": (16,)}
     assert features.strides == stages == isotropic.get(family, (4, 8, 16, 32))

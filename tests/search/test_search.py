@@ -352,7 +352,7 @@ LIMIT_TEXTS = {
 def test_a_limit_that_nothing_keeps_is_named_with_the_least(limits: Limits, message: str) -> None:
     with pytest.raises(InfeasibleError, match=message) as refused:
         find(small_space(True), 1.0, limits=limits)
-    option, value, unit = re.search(r"(--max-\w+) ([0-9.]+)(M|MB),", refused.value.hint).groups()  # type: ignore[union-attr]
+    [(option, value, unit)] = re.findall(r"(--max-\w+) ([0-9.]+)(M|MB),", refused.value.hint)
     name = {"--max-params": "params", "--max-macs": "macs", "--max-size": "size_mb", "--max-memory": "memory_mb"}[
         option
     ]

@@ -267,6 +267,8 @@ def compressed_activations(model: Any, compression: Compression, ranges: Ranges)
 
 
 class _Known(dict[str, dict[str, float]]):
+    """Ranges of which one that is asked for and missing is an error with its name."""
+
     def __missing__(self, name: str) -> NoReturn:
         hint = "Choose ranges anew: --calibrate percentile."
         raise ConfigError(f"nothing says which range '{name}' has, that the package rounds.", hint)
